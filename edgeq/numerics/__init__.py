@@ -1,0 +1,1 @@
+"""The arithmetic, defined once. Numpy only; knows nothing of graphs."""

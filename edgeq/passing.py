@@ -1,0 +1,217 @@
+"""Passes and pipelines: deterministic rewrites of a model, in the order that a text names.
+
+A pass is a frozen dataclass in a file of its own under `passes/`; its fields are its options:
+
+    "cleanup, equalize{iterations=2}, choose-qparams"
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from edgeq.calibrate import Calibration, Samples
+from edgeq.errors import EdgeqError, PassError, RecipeError, UnknownNameError, suggest
+from edgeq.numerics.affine import QParams
+from edgeq.recipe import Recipe
+from edgeq.targeting import Capabilities
+
+
+@dataclass
+class Context:
+    """What passes may read, and the decisions that they hand to each other.
+
+    Attributes:
+        recipe: What the user asked for.
+        capabilities: What the target can do.
+        samples: The calibration samples; each iteration streams them anew.
+        calibration: What they showed, by value name; None before calibration.
+        qparams: The decided parameters of activations, by value name.
+        input_types: Graph inputs that the user wants to feed as codes: name to qtype name.
+        seed: The only source of randomness.
+        notes: What a pass wants the report to say, as (pass or subject, text).
+    """
+
+    recipe: Recipe
+    capabilities: Capabilities
+    samples: Samples
+    calibration: Calibration | None = None
+    qparams: dict[str, QParams] = field(default_factory=dict)
+    input_types: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+    def keep_float(self, node: ir.Node) -> bool:
+        """Whether the recipe leaves `node` in float32."""
+        return self.recipe.keep_float(node.op_type, node_names(node))
+
+
+def node_names(node: ir.Node) -> list[str]:
+    """Return the names that a rule's pattern may match: the node's and its outputs'."""
+    return [name for name in (node.name, *(out.name for out in node.outputs)) if name]
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A deterministic rewrite of a model, in place. Dataclass fields are its options."""
+
+    @classmethod
+    def name(cls) -> str:
+        """The file's name: `passes/insert_qdq.py` is `insert-qdq`."""
+        return cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    @abstractmethod
+    def run(self, model: ir.Model, context: Context) -> int:
+        """Rewrite `model`; return how many rewrites were made (0: model untouched)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry of a pipeline text: a pass's name and its options as written."""
+
+    name: str
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did.
+
+    Attributes:
+        name: The step as written, with its options.
+        rewrites: How many rewrites it made.
+        seconds: How long it took.
+    """
+
+    name: str
+    rewrites: int
+    seconds: float
+
+
+_STEP = re.compile(r"\s*(?P<name>[a-z0-9][a-z0-9-]*)\s*(?:\{(?P<options>[^{}]*)\})?\s*")
+
+
+def parse_steps(text: str) -> list[Step]:
+    """Parse a pipeline text into steps.
+
+    >>> parse_steps("cleanup, equalize{iterations=2}")[1].options
+    {'iterations': '2'}
+
+    Raises:
+        RecipeError: The text is not a list of `name{option=value,...}`.
+    """
+    steps, position = [], 0
+    while position < len(text.rstrip()):
+        match = _STEP.match(text, position)
+        if match is None or match.end() < len(text) and text[match.end()] != ",":
+            raise RecipeError(f"pipeline: cannot read {text[position:].strip()!r}")
+        options = {}
+        for item in filter(None, (match["options"] or "").split(",")):
+            key, equals, value = item.partition("=")
+            if not equals:
+                raise RecipeError(f"pipeline: write {item.strip()!r} as option=value")
+            options[key.strip()] = value.strip()
+        steps.append(Step(match["name"], options))
+        position = match.end() + 1
+    return steps
+
+
+def format_steps(steps: Iterable[Step]) -> str:
+    """Return the pipeline text of `steps`."""
+    texts = []
+    for step in steps:
+        options = ",".join(f"{k}={v}" for k, v in step.options.items())
+        texts.append(f"{step.name}{{{options}}}" if options else step.name)
+    return ", ".join(texts)
+
+
+def pass_names() -> list[str]:
+    """Return the names of all passes."""
+    package = importlib.import_module("edgeq.passes")
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__))
+
+
+def find_pass(name: str) -> type[Pass]:
+    """Return the pass `name`.
+
+    Raises:
+        UnknownNameError: There is no such pass.
+    """
+    names = pass_names()
+    if name not in names:
+        raise UnknownNameError(
+            f"no pass {name!r}{suggest(name, names)}; known passes: {', '.join(names)}"
+        )
+    module = importlib.import_module(f"edgeq.passes.{name.replace('-', '_')}")
+    classes = [
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Pass) and c.__module__ == module.__name__
+    ]
+    assert len(classes) == 1, f"{module.__name__} must define one Pass"
+    return classes[0]
+
+
+def make_pass(step: Step) -> Pass:
+    """Return the pass that a step names, its options read by their fields' types.
+
+    Raises:
+        UnknownNameError: There is no such pass.
+        RecipeError: There is no such option, or its value does not fit.
+    """
+    cls = find_pass(step.name)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values: dict[str, object] = {}
+    for key, text in step.options.items():
+        if key not in fields:
+            raise RecipeError(
+                f"pass {step.name}: unknown option {key!r}{suggest(key, list(fields))};"
+                f" known: {', '.join(fields) or 'none'}"
+            )
+        values[key] = _read_option(step.name, key, text, type(fields[key].default))
+    return cls(**values)
+
+
+def _read_option(name: str, key: str, text: str, kind: type) -> object:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text]
+        return kind(text)
+    except (KeyError, ValueError):
+        raise RecipeError(
+            f"pass {name}: option {key} = {text!r} is not a valid {kind.__name__}"
+        ) from None
+
+
+def run_pipeline(
+    text: str,
+    model: ir.Model,
+    context: Context,
+    on_step: Callable[[str], None] = lambda name: None,
+) -> list[PassRecord]:
+    """Run the passes that `text` names on `model`, in place.
+
+    Raises:
+        EdgeqError: A pass found something that the user must change.
+        PassError: A pass failed; the message names it.
+    """
+    records = []
+    for step in parse_steps(text):
+        instance = make_pass(step)
+        on_step(step.name)
+        start = time.perf_counter()
+        try:
+            rewrites = instance.run(model, context)
+        except EdgeqError:
+            raise
+        except Exception as error:
+            raise PassError(f"pass {step.name} failed: {type(error).__name__}: {error}") from error
+        seconds = time.perf_counter() - start
+        records.append(PassRecord(format_steps([step]), rewrites, seconds))
+    return records

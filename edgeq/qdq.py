@@ -1,0 +1,210 @@
+"""Reading quantization out of a QDQ graph: which values are codes, and which nodes are integer.
+
+A linear op is integer when its operands come straight from DequantizeLinear nodes with constant
+parameters and its result, if it is quantized, goes to one QuantizeLinear alone:
+
+    DequantizeLinear(x) , DequantizeLinear(w) [, DequantizeLinear(b)] -> op -> QuantizeLinear
+
+The simulator, the certificate, the linter and the passes all read the graph through this file.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq.graph import constant, int_attribute, sole_consumer
+from edgeq.numerics.affine import QParams
+from edgeq.numerics.qtype import QTYPES, QType
+
+LINEAR_OPS = ("Conv", "Gemm", "MatMul", "Mul")
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A dequantized operand: `real = (codes - zero_point) * scale`.
+
+    Attributes:
+        codes: The quantized value, constant or not.
+        qparams: Its affine map.
+        node: The DequantizeLinear node.
+    """
+
+    codes: ir.Value
+    qparams: QParams
+    node: ir.Node
+
+    @property
+    def array(self) -> NDArray[Any] | None:
+        """The codes, when they are constant (a weight, a bias)."""
+        return constant(self.codes)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The quantized result of a node: the QuantizeLinear behind it."""
+
+    qparams: QParams
+    node: ir.Node
+
+    @property
+    def codes(self) -> ir.Value:
+        """The quantized value."""
+        return self.node.outputs[0]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearGroup:
+    """An integer linear op with its operands and result.
+
+    Attributes:
+        node: Conv, Gemm, MatMul or Mul.
+        x: Left operand (uint8 or int8 codes).
+        w: Right operand; constant for Conv and Gemm.
+        bias: int32 bias with scale `float32(sx * sw)`, or None.
+        y: The quantized result; None where the result stays float32 (the float tail), which then
+            is `float32(acc) * float32(sx * sw)`.
+    """
+
+    node: ir.Node
+    x: Operand
+    w: Operand
+    bias: Operand | None
+    y: Result | None
+
+    @property
+    def output(self) -> ir.Value:
+        """The value that the group makes: codes, or float32 in the float tail."""
+        return self.node.outputs[0] if self.y is None else self.y.codes
+
+
+def _qparams(node: ir.Node, qtype: QType, ndim_axis: int | None) -> QParams | None:
+    scale, zero_point = constant(node.inputs[1]), None
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        zero_point = constant(node.inputs[2])
+        if zero_point is None:
+            return None
+    if scale is None or scale.dtype != np.float32 or scale.ndim > 1:
+        return None
+    if zero_point is None:
+        zero_point = np.zeros(scale.shape, np.int32)
+    axis = None
+    if scale.ndim == 1:
+        axis = int_attribute(node, "axis", 1)
+        if axis < 0:
+            if ndim_axis is None:
+                return None
+            axis += ndim_axis
+    return QParams(qtype, scale, zero_point.astype(np.int32), axis)
+
+
+def _code_type(value: ir.Value | None) -> QType | None:
+    if value is None or value.dtype is None:
+        return None
+    return QTYPES.get(value.dtype.name.lower())
+
+
+def operand(value: ir.Value | None) -> Operand | None:
+    """Return how `value` is dequantized; `None` unless a DequantizeLinear with constants makes it."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or node.domain:
+        return None
+    codes = node.inputs[0]
+    qtype = _code_type(codes)
+    if codes is None or qtype is None or int_attribute(node, "block_size", 0):
+        return None
+    qparams = _qparams(node, qtype, None if codes.shape is None else len(codes.shape))
+    return None if qparams is None else Operand(codes, qparams, node)
+
+
+def result(value: ir.Value) -> Result | None:
+    """Return how `value` is quantized; `None` unless one QuantizeLinear is all that reads it."""
+    node = sole_consumer(value)
+    return None if node is None else quantize_node(node)
+
+
+def quantize_node(node: ir.Node) -> Result | None:
+    """Return the parameters of a QuantizeLinear node with constant parameters."""
+    if node.op_type != "QuantizeLinear" or node.domain or int_attribute(node, "block_size", 0):
+        return None
+    qtype = None
+    if len(node.inputs) > 2:
+        qtype = _code_type(node.inputs[2])
+    elif int_attribute(node, "output_dtype", 0):
+        qtype = QTYPES.get(ir.DataType(int_attribute(node, "output_dtype", 0)).name.lower())
+    else:
+        qtype = QTYPES["uint8"]
+    value = node.inputs[0]
+    if qtype is None or value is None:
+        return None
+    qparams = _qparams(node, qtype, None if value.shape is None else len(value.shape))
+    return None if qparams is None else Result(qparams, node)
+
+
+def is_units(operand: Operand) -> bool:
+    """Whether the operand is dequantized with scale 1: integers held in float32."""
+    return operand.qparams.axis is None and float(operand.qparams.scale) == 1.0
+
+
+def linear_group(node: ir.Node) -> LinearGroup | None:
+    """Return `node` with its operands if it is an integer linear op, else `None`.
+
+    The result of a Conv or Mul must be quantized per tensor; a Gemm may leave it float32. Weights
+    are symmetric or not, per tensor or per output channel; a bias must have the scale
+    `float32(sx * sw)` and zero point 0.
+    """
+    if node.domain or node.op_type not in LINEAR_OPS:
+        return None
+    x, w = operand(node.inputs[0]), operand(node.inputs[1])
+    if x is None or w is None or x.qparams.axis is not None:
+        return None
+    if x.qparams.qtype.bits != 8 or w.qparams.qtype.bits > 8:
+        return None
+    y = result(node.outputs[0])
+    if y is not None and (y.qparams.axis is not None or y.qparams.qtype.bits != 8):
+        return None
+    if y is None and node.op_type != "Gemm":
+        return None
+    if y is None and is_units(x) and is_units(w):
+        return None
+    if not _weight_axis_fits(node, w):
+        return None
+    bias = None
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = operand(node.inputs[2])
+        if bias is None or bias.array is None or not _bias_fits(x, w, bias):
+            return None
+    if node.op_type == "Gemm" and not _plain_gemm(node):
+        return None
+    return LinearGroup(node, x, w, bias, y)
+
+
+def _plain_gemm(node: ir.Node) -> bool:
+    alpha, beta = (node.attributes.get(name) for name in ("alpha", "beta"))
+    ones = all(a is None or a.as_float() == 1.0 for a in (alpha, beta))
+    return ones and not int_attribute(node, "transA", 0)
+
+
+def _weight_axis_fits(node: ir.Node, w: Operand) -> bool:
+    axis = w.qparams.axis
+    if node.op_type in ("Conv", "Gemm") and w.array is None:
+        return node.op_type == "Gemm" and axis is None
+    if axis is None:
+        return True
+    if node.op_type == "Conv":
+        return axis == 0
+    if node.op_type == "Gemm":
+        return axis == (0 if int_attribute(node, "transB", 0) else 1)
+    if node.op_type == "MatMul":
+        ndim = None if w.codes.shape is None else len(w.codes.shape)
+        return ndim is not None and ndim >= 2 and axis == ndim - 1
+    return False
+
+
+def _bias_fits(x: Operand, w: Operand, bias: Operand) -> bool:
+    expected = np.asarray(x.qparams.scale * w.qparams.scale, np.float32)
+    same = np.array_equal(np.broadcast_to(expected, bias.qparams.scale.shape), bias.qparams.scale)
+    int32 = bias.qparams.qtype.name == "int32"
+    return int32 and same and not np.any(bias.qparams.zero_point)

@@ -1,0 +1,297 @@
+"""Recipes: what the user asks for, as TOML read into frozen values.
+
+    schema_version = 1
+    summary = "..."
+    [activation]                  # the default for activations
+    qtype = "uint8"
+    scale = "float"               # or "power_of_two"
+    observer = "mse"              # minmax, moving_average, percentile, entropy, mse
+    [weight]
+    qtype = "int8"
+    granularity = "per_channel"
+    symmetric = true
+    [[rule]]                      # in order; the last match wins, field by field
+    op_type = "Softmax"
+    name = "head/*"
+    keep_float = true
+    [rule.activation]
+    observer = "minmax"
+    [pipeline]
+    prepare = "cleanup, fold-batchnorm, ..."      # float to float, before calibration
+    quantize = "choose-qparams, insert-qdq, correct-bias{samples=32}, ..."
+"""
+
+import dataclasses
+import importlib.resources
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, get_args
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from edgeq.errors import RecipeError, UnknownNameError, suggest
+from edgeq.numerics.qtype import QTYPES
+
+SCHEMA_VERSION = 1
+OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
+GRANULARITIES = ("per_tensor", "per_channel")
+SCALE_KINDS = ("float", "power_of_two")
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How values of one role are quantized.
+
+    Attributes:
+        qtype: Storage format, by name.
+        granularity: `per_tensor` or `per_channel`.
+        symmetric: Whether real 0 sits in the middle of the codes.
+        scale: `float`, or `power_of_two`.
+        observer: What chooses the clipping range.
+        percentile: Share of values inside the range, in percent, for the percentile observer.
+        limit: Largest magnitude of a weight code; 127, or 64 where no session option can be set.
+    """
+
+    qtype: str
+    granularity: str = "per_tensor"
+    symmetric: bool = False
+    scale: str = "float"
+    observer: str = "minmax"
+    percentile: float = 99.99
+    limit: int = 127
+
+
+CHOICES = {
+    "qtype": tuple(QTYPES),
+    "granularity": GRANULARITIES,
+    "scale": SCALE_KINDS,
+    "observer": OBSERVERS,
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An exception to the defaults for the nodes that it matches.
+
+    Attributes:
+        op_type: Glob over op types.
+        name: Glob over node names and over the names of their outputs.
+        keep_float: Leave the node in float32.
+        activation: Fields of the activation spec to change, as (name, value) pairs.
+        weight: Fields of the weight spec to change.
+    """
+
+    op_type: str = "*"
+    name: str = "*"
+    keep_float: bool | None = None
+    activation: tuple[tuple[str, Any], ...] = ()
+    weight: tuple[tuple[str, Any], ...] = ()
+
+    def matches(self, op_type: str, names: Sequence[str]) -> bool:
+        """Whether the rule applies to a node of `op_type` known by any of `names`."""
+        return fnmatchcase(op_type, self.op_type) and any(
+            fnmatchcase(name, self.name) for name in names
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the user asked for.
+
+    Attributes:
+        name: The built-in name, or the file's stem.
+        summary: One line for `edgeq recipes`.
+        activation: Default for activations.
+        weight: Default for weights.
+        rules: Exceptions, in order.
+        prepare: Pipeline text, float to float, run before calibration.
+        quantize: Pipeline text, run after it.
+    """
+
+    name: str
+    summary: str
+    activation: QuantSpec
+    weight: QuantSpec
+    prepare: str
+    quantize: str
+    rules: tuple[Rule, ...] = field(default=())
+
+    def keep_float(self, op_type: str, names: Sequence[str]) -> bool:
+        """Whether a node stays in float32: the last matching rule that says so wins."""
+        keep = False
+        for rule in self.rules:
+            if rule.keep_float is not None and rule.matches(op_type, names):
+                keep = rule.keep_float
+        return keep
+
+    def spec(self, role: str, op_type: str, names: Sequence[str]) -> QuantSpec:
+        """Return the spec of a node's `activation` or `weight`, all matching rules applied."""
+        spec: QuantSpec = getattr(self, role)
+        for rule in self.rules:
+            if rule.matches(op_type, names):
+                spec = dataclasses.replace(spec, **dict(getattr(rule, role)))
+        return spec
+
+    def with_rules(self, rules: Sequence[Rule]) -> "Recipe":
+        """Return the recipe with further rules behind its own."""
+        return dataclasses.replace(self, rules=(*self.rules, *rules))
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the built-in recipes."""
+    folder = importlib.resources.files("edgeq") / "recipes"
+    return sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
+
+
+def load_recipe(name: str | Path, settings: Mapping[str, str] | None = None) -> Recipe:
+    """Return a built-in recipe, or the one in a TOML file, with `settings` applied.
+
+    Args:
+        name: A built-in recipe's name, or the path of a `.toml` file.
+        settings: Dotted keys to TOML values: `{"activation.observer": "minmax"}`.
+
+    Raises:
+        UnknownNameError: No such recipe.
+        RecipeError: The file is not valid; the message names the key.
+    """
+    text, title = _read(name)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {title}: not valid TOML: {error}") from error
+    for key, value in (settings or {}).items():
+        _set(table, key, value)
+    return _recipe(table, title)
+
+
+def _read(name: str | Path) -> tuple[str, str]:
+    path = Path(name)
+    if path.suffix == ".toml":
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except OSError as error:
+            raise RecipeError(f"recipe {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"recipe {path}: not UTF-8 text") from error
+    names = recipe_names()
+    if str(name) not in names:
+        raise UnknownNameError(
+            f"no recipe {str(name)!r}{suggest(str(name), names)}; built in: {', '.join(names)};"
+            " or give the path of a .toml file"
+        )
+    file = importlib.resources.files("edgeq") / "recipes" / f"{name}.toml"
+    return file.read_text(encoding="utf-8"), str(name)
+
+
+def _set(table: dict[str, Any], key: str, value: str) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {key}: {part!r} is a value, not a table")
+    try:
+        table[last] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[last] = value
+
+
+def _recipe(table: dict[str, Any], title: str) -> Recipe:
+    known = ["schema_version", "summary", "activation", "weight", "rule", "pipeline", "passes"]
+    _refuse_unknown(table, known, title, "")
+    version = table.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise RecipeError(
+            f"recipe {title}: schema_version is {version!r}; this edgeq reads {SCHEMA_VERSION}"
+        )
+    pipeline = _table(table, "pipeline", title)
+    _refuse_unknown(pipeline, ["prepare", "quantize"], title, "pipeline.")
+    for key in ("prepare", "quantize"):
+        if not isinstance(pipeline.get(key), str):
+            raise RecipeError(f"recipe {title}: pipeline.{key} must be a text of pass names")
+    rules = table.get("rule", [])
+    if not isinstance(rules, list):
+        raise RecipeError(f"recipe {title}: write rules as [[rule]] tables")
+    options = _table(table, "passes", title)
+    return Recipe(
+        name=Path(title).stem,
+        summary=str(table.get("summary", "")),
+        activation=QuantSpec(**_spec(_table(table, "activation", title), title, "activation.")),
+        weight=QuantSpec(**_spec(_table(table, "weight", title), title, "weight.")),
+        rules=tuple(_rule(rule, title) for rule in rules),
+        prepare=_with_options(pipeline["prepare"], options),
+        quantize=_with_options(pipeline["quantize"], options),
+    )
+
+
+def _table(table: dict[str, Any], key: str, title: str) -> dict[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        raise RecipeError(f"recipe {title}: {key} must be a table")
+    return value
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: list[str], title: str, where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise RecipeError(
+                f"recipe {title}: unknown key {where + key!r}{suggest(key, known)};"
+                f" known: {', '.join(known)}"
+            )
+
+
+def _spec(table: dict[str, Any], title: str, where: str) -> dict[str, Any]:
+    fields = {f.name: f for f in dataclasses.fields(QuantSpec)}
+    _refuse_unknown(table, list(fields), title, where)
+    if where in ("activation.", "weight.") and "qtype" not in table:
+        raise RecipeError(f"recipe {title}: {where}qtype is missing")
+    for key, value in table.items():
+        kind = fields[key].type
+        expected = (int, float) if kind is float else get_args(kind) or (kind,)
+        if not isinstance(value, expected) or (kind is not bool and isinstance(value, bool)):
+            raise RecipeError(f"recipe {title}: {where}{key} = {value!r} has the wrong type")
+        if key in CHOICES and value not in CHOICES[key]:
+            raise RecipeError(
+                f"recipe {title}: {where}{key} = {value!r}{suggest(value, list(CHOICES[key]))};"
+                f" one of {', '.join(CHOICES[key])}"
+            )
+    if not 50 < table.get("percentile", 100) <= 100:
+        raise RecipeError(f"recipe {title}: {where}percentile must be above 50 and at most 100")
+    if not 1 <= table.get("limit", 127) <= 127:
+        raise RecipeError(f"recipe {title}: {where}limit must be from 1 to 127")
+    return table
+
+
+def _rule(table: dict[str, Any], title: str) -> Rule:
+    _refuse_unknown(
+        table, ["op_type", "name", "keep_float", "activation", "weight"], title, "rule."
+    )
+    roles = {
+        role: tuple(sorted(_spec(dict(table.get(role, {})), title, f"rule.{role}.").items()))
+        for role in ("activation", "weight")
+    }
+    rest = {k: v for k, v in table.items() if k not in roles}
+    return Rule(**rest, **roles)
+
+
+def _with_options(pipeline: str, options: Mapping[str, Any]) -> str:
+    """Write `[passes.NAME]` options into the pipeline text, where the pass stands in it."""
+    from edgeq.passing import format_steps, parse_steps
+
+    steps = parse_steps(pipeline)
+    merged = [
+        dataclasses.replace(s, options={**s.options, **_texts(options.get(s.name, {}))})
+        for s in steps
+    ]
+    return format_steps(merged)
+
+
+def _texts(options: Mapping[str, Any]) -> dict[str, str]:
+    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in options.items()}

@@ -1,0 +1,113 @@
+"""What a target is: what its device can do, how a model is lowered to it, and how it is run."""
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq.errors import UnknownNameError, suggest
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """The arithmetic rules of a target, as data that passes read.
+
+    Attributes:
+        activation_qtype: The storage format of activations.
+        weight_min: Smallest weight code that all CPUs multiply right.
+        weight_max: Largest weight code that all CPUs multiply right.
+        fused: Op types that the runtime fuses with the QDQ around them into a kernel with a
+            formula of its own; used only where that formula is proven equal to the definition.
+        session_options: Options that the runtime needs, by its own names.
+    """
+
+    activation_qtype: str = "uint8"
+    weight_min: int = -127
+    weight_max: int = 127
+    fused: frozenset[str] = frozenset()
+    session_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What is deployed: files by name, the first of them the entry point."""
+
+    files: Mapping[str, bytes]
+
+    @property
+    def entry(self) -> str:
+        """Name of the file that a runtime opens."""
+        return next(iter(self.files))
+
+
+class Runner(ABC):
+    """A lowered model, loaded and ready on the target's runtime."""
+
+    @abstractmethod
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Return every output (and tap) by name."""
+
+
+class Target(ABC):
+    """A device or runtime that a quantized model is lowered to."""
+
+    capabilities: ClassVar[Capabilities]
+    summary: ClassVar[str]
+
+    @classmethod
+    def name(cls) -> str:
+        """The file's name: `targets/ort_cpu.py` is `ort-cpu`."""
+        return cls.__module__.rpartition(".")[2].replace("_", "-")
+
+    @abstractmethod
+    def lower(self, model: ir.Model) -> Artifact:
+        """Turn the quantized model into what is deployed."""
+
+    @abstractmethod
+    def load(self, model: ir.Model, *, threads: int = 1, taps: Sequence[str] = ()) -> Runner:
+        """Load the lowered form of `model`; values named in `taps` become further outputs."""
+
+    @abstractmethod
+    def kernels(self, model: ir.Model) -> Mapping[str, int]:
+        """Return how many kernels of each kind the runtime makes of `model`."""
+
+
+def target_names() -> list[str]:
+    """Return the names of all targets."""
+    package = importlib.import_module("edgeq.targets")
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__))
+
+
+def find_target(name: str) -> Target:
+    """Return the target `name`.
+
+    Raises:
+        UnknownNameError: There is no such target.
+    """
+    names = target_names()
+    if name not in names:
+        raise UnknownNameError(
+            f"no target {name!r}{suggest(name, names)}; known targets: {', '.join(names)}"
+        )
+    module = importlib.import_module(f"edgeq.targets.{name.replace('-', '_')}")
+    classes = [
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Target) and c.__module__ == module.__name__
+    ]
+    assert len(classes) == 1, f"{module.__name__} must define one Target"
+    return classes[0]()
+
+
+def as_arrays(names: Sequence[str], values: Sequence[Any]) -> dict[str, NDArray[Any]]:
+    """Pair names with arrays."""
+    return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
