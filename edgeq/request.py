@@ -1,0 +1,130 @@
+"""What `compile` is asked for and what it answers; the commands and the pipeline agree on it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from edgeq.recipe import Recipe
+
+Json = Mapping[str, object]
+
+
+class Progress(Protocol):
+    """Told what is being done; called from one thread."""
+
+    def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        """Say that `stage` runs, and how many of its `total` steps are `done`.
+
+        Args:
+            stage: A few words: `calibrate`, `verify on samples`.
+            done: Steps finished.
+            total: All steps; None where they cannot be counted.
+        """
+
+
+def silent(stage: str, done: int = 0, total: int | None = None) -> None:
+    """Take no notice: the progress of library calls."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileRequest:
+    """Everything that the user asked `compile` for.
+
+    Attributes:
+        model: `.onnx` or `.pt2` path, `MODULE:FACTORY`, an `onnx_ir.Model`, or an
+            `onnx.ModelProto`.
+        target: Name of the target.
+        calibration: `.npz` path, folder of such, `MODULE:FUNCTION`, an iterable of feeds, or an
+            object with `get_next()`.
+        recipe: A built-in name, the path of a TOML file, or a recipe.
+        settings: Recipe keys to change: `{"activation.observer": "minmax"}`; values are TOML.
+        evaluation: Data with `label` for `metric`; like `calibration`.
+        metric: `top1`, `nll`, `psnr`, `mse`, `sqnr` or `MODULE:FUNCTION`.
+        samples: Use and verify on the first so many calibration samples; None: on all.
+        seed: The only source of randomness.
+        input_types: Graph inputs to feed as codes: name to `uint8` or `float32`.
+        output_types: Graph outputs to give as codes: name to `uint8` or `float32`.
+        keep_float: Patterns over node names whose nodes stay float32.
+        allow_unproven: Patterns over node names that need no proof.
+        output: The bundle's folder; None only with `dry_run`.
+        force: Replace a bundle that is there.
+        dry_run: Say what would be done, and write nothing.
+    """
+
+    model: object
+    target: str
+    calibration: object
+    recipe: str | os.PathLike[str] | Recipe = "int8"
+    settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    evaluation: object | None = None
+    metric: str | None = None
+    samples: int | None = None
+    seed: int = 0
+    input_types: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    output_types: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    keep_float: tuple[str, ...] = ()
+    allow_unproven: tuple[str, ...] = ()
+    output: Path | None = None
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOutcome:
+    """What a compilation came to.
+
+    Attributes:
+        bundle: The bundle's folder; None after a dry run.
+        target: Name of the target.
+        recipe: Name of the recipe.
+        tensors: Tensors compared.
+        compared: Elements compared.
+        mismatches: Elements whose bits differ.
+        proven: Nodes with a proof.
+        unproven: Nodes that the user allowed to have none.
+        metrics: Figures by name: `sqnr_db`, `top1`, `top1_float`, ...
+        bytes_float: Size of the float model's weights and graph, in bytes.
+        bytes_deployed: Size of the artifact, in bytes.
+        seconds: Time per stage.
+        versions: Of edgeq and the packages that the bits depend on.
+        plan: Lines that a dry run prints: what would be done to which node.
+    """
+
+    bundle: Path | None
+    target: str
+    recipe: str
+    tensors: int = 0
+    compared: int = 0
+    mismatches: int = 0
+    proven: int = 0
+    unproven: int = 0
+    metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    bytes_float: int = 0
+    bytes_deployed: int = 0
+    seconds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    plan: tuple[str, ...] = ()
+
+    def to_json(self) -> Json:
+        """Return the object that `compile --json` prints."""
+        summary: dict[str, object] = {
+            "bundle": None if self.bundle is None else str(self.bundle),
+            "target": self.target,
+            "recipe": self.recipe,
+            "bitwise": {
+                "tensors": self.tensors,
+                "compared": self.compared,
+                "mismatches": self.mismatches,
+            },
+            "certificate": {"proven": self.proven, "unproven": self.unproven},
+            "metrics": dict(self.metrics),
+            "bytes": {"float": self.bytes_float, "deployed": self.bytes_deployed},
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "versions": dict(self.versions),
+        }
+        if self.plan:
+            summary["plan"] = list(self.plan)
+        return summary
