@@ -1,0 +1,208 @@
+"""Read an ONNX file into a float32 graph of opset 21 in which every node and value has a name.
+
+Weights in external files stay memory-mapped: they are read when something asks for them. Nothing
+in the file is trusted: sizes are checked against the bytes that are there before anything is made
+of them, and external data may only lie inside the model's own folder.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import google.protobuf.message
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as onnx_passes
+
+from edgeq.errors import ModelError
+from edgeq.graph import OPSET
+from edgeq.onnx_api import check_model, convert_opset, infer_shapes
+from edgeq.tensor_check import check_tensors
+from edgeq.to_float32 import to_float32
+
+OLDEST_OPSET = 7
+QUANTIZED_OPS = frozenset(
+    ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and what was done to make it readable.
+
+    Attributes:
+        model: float32, opset 21, every node and value named.
+        notes: Sentences for the report: opset converted, fp16 weights widened, ...
+    """
+
+    model: ir.Model
+    notes: tuple[str, ...]
+
+
+def load_model(path: str | os.PathLike[str]) -> Loaded:
+    """Read the `.onnx` file at `path`.
+
+    Raises:
+        ModelError: The file cannot be read, is not a sound ONNX model, or holds something that
+            edgeq refuses; the message names the node or tensor and says what to do.
+    """
+    file = Path(path)
+    proto = _read(file)
+    check_tensors(proto, file)
+    try:
+        model = ir.from_proto(proto)
+    except ir.serde.SerdeError as error:
+        raise ModelError(f"{file}: not a sound ONNX model: {_first_line(error)}") from error
+    ir.external_data.set_base_dir(model.graph, file.parent)
+    return normalize(model, str(file))
+
+
+def normalize(model: ir.Model, title: str) -> Loaded:
+    """Bring a model to the form that the rest of edgeq reads: float32, opset 21, all named.
+
+    Args:
+        model: The model; it may be changed.
+        title: What messages call it.
+
+    Raises:
+        ModelError: It holds something that edgeq refuses.
+    """
+    notes: list[str] = []
+    if model.functions:
+        notes.append(f"{len(model.functions)} functions inlined")
+        model = onnx_passes.InlinePass()(model).model
+    _check_operators(model, title)
+    _check_graph(model, title)
+    listed = [v for v in model.graph.inputs if v.is_initializer()]
+    if listed:
+        notes.append(f"{len(listed)} initializers are no longer listed as inputs")
+        model.graph.inputs[:] = [v for v in model.graph.inputs if not v.is_initializer()]
+    model = _convert(model, title, notes)
+    notes += to_float32(model)
+    name_all(model)
+    try:
+        infer_shapes(model)
+    except onnx.shape_inference.InferenceError as error:
+        raise ModelError(f"{title}: shapes do not fit together: {_first_line(error)}") from error
+    return Loaded(model, tuple(notes))
+
+
+def refuse_quantized(model: ir.Model) -> None:
+    """Refuse a model that holds quantized operators.
+
+    Raises:
+        ModelError: It does; the message names the first such node.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if is_quantized_op(node):
+            raise ModelError(
+                f"the model is already quantized: node {node.name!r} is a {node.op_type}; compile"
+                " the float model it was made from, or hold this one against the rules with"
+                " `edgeq lint`"
+            )
+
+
+def is_quantized_op(node: ir.Node) -> bool:
+    """Whether `node` computes on codes, or makes or reads them."""
+    return node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear")
+
+
+def name_all(model: ir.Model) -> None:
+    """Give every value a name, and every node a name of its own; existing names stay."""
+    taken = {v.name for v in _values(model)} | {n.name for n in _nodes(model)}
+    number = 0
+    for value in _values(model):
+        while not value.name:
+            if f"value_{number}" not in taken:
+                value.name = f"value_{number}"
+            number += 1
+    seen: set[str] = set()
+    for node in _nodes(model):
+        base = node.name or next((str(out.name) for out in node.outputs), node.op_type)
+        name, number = base, 0
+        while name in seen or (number and name in taken):
+            number += 1
+            name = f"{base}_{number}"
+        node.name = name
+        seen.add(name)
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    return iter(ir.traversal.RecursiveGraphIterator(model.graph))
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    # An omitted output has the empty name, nobody reads it, and it must stay so.
+    for node in _nodes(model):
+        for out in node.outputs:
+            if out.name or out.uses() or out.is_graph_output():
+                yield out
+
+
+def _read(file: Path) -> onnx.ModelProto:
+    if file.suffix.lower() in (".pt", ".pth", ".ckpt", ".pkl"):
+        raise ModelError(
+            f"{file}: edgeq does not open pickles, they can run any code; export the model with"
+            " `edgeq export MODULE:FACTORY -o model.onnx` or save it with torch.export.save (.pt2)"
+        )
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror}") from error
+    if not data:
+        raise ModelError(f"{file}: the file is empty")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except google.protobuf.message.DecodeError as error:
+        raise ModelError(f"{file}: not an ONNX file, or a truncated one") from error
+    if not proto.ir_version or not proto.opset_import or not proto.graph.output:
+        raise ModelError(f"{file}: not an ONNX file, or a truncated one: it holds no graph")
+    return proto
+
+
+def _check_operators(model: ir.Model, title: str) -> None:
+    for node in _nodes(model):
+        if onnx.defs.has(node.op_type, node.domain) or is_quantized_op(node):
+            continue
+        domain = node.domain or "ai.onnx"
+        raise ModelError(
+            f"{title}: node {_name(node)} has the operator {domain}.{node.op_type}, which is not an"
+            " ONNX operator; export the model with standard operators only"
+        )
+
+
+def _check_graph(model: ir.Model, title: str) -> None:
+    try:
+        check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{title}: not a sound ONNX model: {_first_line(error)}") from error
+
+
+def _convert(model: ir.Model, title: str, notes: list[str]) -> ir.Model:
+    opset = model.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        raise ModelError(
+            f"{title}: opset {opset} is too old, edgeq reads {OLDEST_OPSET} and later;"
+            " export the model anew"
+        )
+    if opset == OPSET:
+        return model
+    try:
+        converted = convert_opset(model, OPSET)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{title}: ONNX's version converter cannot bring opset {opset} to {OPSET}:"
+            f" {_first_line(error)}; export the model anew with opset {OPSET}"
+        ) from error
+    notes.append(f"opset {opset} converted to {OPSET}")
+    return converted
+
+
+def _name(node: ir.Node) -> str:
+    return repr(node.name or next((out.name for out in node.outputs), node.op_type))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
