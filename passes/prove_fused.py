@@ -1,0 +1,114 @@
+"""Leave a fused kernel in place only where its own arithmetic is proven equal to the definition.
+
+Add, Mul and AveragePool between DequantizeLinear and QuantizeLinear run as kernels whose formulas
+differ from the definition, and from CPU to CPU. Every input of such a kernel is enumerated with the
+formula of every CPU (`edgeq.proofs`). Where one of them differs, the node is written in single IEEE
+operations that no runtime fuses:
+
+before:  q = QuantizeLinear(Add(a, b), s, z)            after:  q = QuantizeLinear(Sum(a, b), s, z)
+
+before:  q = QuantizeLinear(AveragePool(units), r, z)
+after:   q = QuantizeLinear(Mul(AveragePool(units), float32(1 / r)), 1, z)
+
+before:  q = QuantizeLinear(Mul(a, b), s, z)
+after:   q = QuantizeLinear(Mul(Mul(a in units, b in units), M), 1, z)     M = float32(sa * sb / s)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeq.graph import Editor, constant
+from edgeq.numerics.affine import QParams
+from edgeq.numerics.requantize import multiplier
+from edgeq.passing import Context, Pass
+from edgeq.pool_counts import pool_counts, whole_image
+from edgeq.proofs import prove_add, prove_average_pool, prove_mul
+from edgeq.qdq import Operand, Result, linear_group, operand, result
+
+
+@dataclass(frozen=True)
+class ProveFused(Pass):
+    """Replace fused kernels that lack a proof by unfused, exact forms."""
+
+    def run(self, model: ir.Model, context: Context) -> int:
+        """Rewrite; return how many nodes were unfused."""
+        editor = Editor(model.graph)
+        done = 0
+        for node in list(model.graph):
+            if node.domain or node.op_type not in context.capabilities.fused:
+                continue
+            rewrite = {"Add": _add, "Mul": _mul, "AveragePool": _average_pool}.get(node.op_type)
+            done += rewrite is not None and rewrite(node, editor)
+        return done
+
+
+def _add(node: ir.Node, editor: Editor) -> bool:
+    a, b, y = operand(node.inputs[0]), operand(node.inputs[1]), result(node.outputs[0])
+    if a is None or b is None or y is None:
+        return False
+    if prove_add(a.qparams, b.qparams, y.qparams).equal:
+        return False
+    node.op_type = "Sum"
+    return True
+
+
+def _mul(node: ir.Node, editor: Editor) -> bool:
+    group = linear_group(node)
+    if group is None or group.y is None or prove_mul(*_parameters(group.x, group.w, group.y)).equal:
+        return False
+    for index, side in enumerate((group.x, group.w)):
+        node.replace_input_with(index, _units(side, node, editor))
+    factor = multiplier(
+        group.x.qparams.scale, group.w.qparams.scale, group.y.qparams.scale
+    )
+    _scale_by(node, np.asarray(factor), group.y, editor)
+    return True
+
+
+def _parameters(x: Operand, w: Operand, y: Result) -> tuple[QParams, QParams, QParams]:
+    return x.qparams, w.qparams, y.qparams
+
+
+def _average_pool(node: ir.Node, editor: Editor) -> bool:
+    x, y = operand(node.inputs[0]), result(node.outputs[0])
+    if x is None or y is None:
+        return False
+    counts = pool_counts(node)
+    forms = (False, True) if whole_image(node) else (False,)
+    if all(prove_average_pool(x.qparams, y.qparams, counts, whole_image=w).equal for w in forms):
+        return False
+    _scale_by(node, np.asarray(np.float32(1) / y.qparams.scale), y, editor)
+    return True
+
+
+def _units(side: Operand, node: ir.Node, editor: Editor) -> ir.Value:
+    name = side.codes.name or "x"
+    one = editor.initializer(f"{name}_one", np.float32(1))
+    units = editor.node(
+        "DequantizeLinear",
+        [side.codes, one, side.node.inputs[2]],
+        f"{name}_units",
+        dtype=ir.DataType.FLOAT,
+        shape=side.codes.shape,
+    )
+    editor.insert_before(node, [units])
+    return units
+
+
+def _scale_by(node: ir.Node, factor: np.ndarray, y: Result, editor: Editor) -> None:
+    """Put `Mul(factor)` behind `node` and let the QuantizeLinear have scale 1."""
+    output = node.outputs[0]
+    name = output.name
+    scaled = editor.node(
+        "Mul",
+        [output, editor.initializer(f"{name}_multiplier", factor.astype(np.float32))],
+        f"{name}_scaled",
+        dtype=ir.DataType.FLOAT,
+        shape=output.shape,
+    )
+    editor.insert_after(node, [scaled])
+    y.node.replace_input_with(0, scaled)
+    y.node.replace_input_with(1, editor.initializer(f"{name}_one", np.float32(1)))
+    assert constant(y.node.inputs[1]) is not None

@@ -1,0 +1,142 @@
+"""Move scales by up to one percent so that no fused kernel can meet a rounding tie.
+
+Fused Add, Mul and AveragePool add the zero point before rounding, in float32, and Arm's Add rounds
+halves away from zero: on ties, and next to them, they leave the definition. Ties are a matter of
+ratios. If the scales of an Add are odd multiples of one base, `sa = base * ma`, `sb = base * mb`,
+`sy = base * my`, then the result in units of sy is `(a * ma + b * mb) / my` with my odd: never half
+an integer, and at least `1 / (2 * my)` away from one. All kernels then agree, for any zero point
+(`edgeq.numerics.odd_ratio`); `prove-fused` enumerates the pairs and confirms it.
+
+    Add:          all scales that Adds connect become odd multiples of one base
+    Mul:          sy = sa * sb * q / 2**k,       q odd
+    AveragePool:  sy = sx * p / (2**k * count),  p odd
+
+Only decisions change (`context.qparams`), not the model.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeq.numerics.affine import QParams
+from edgeq.numerics.odd_ratio import odd_multiples
+from edgeq.passing import Context, Pass
+from edgeq.pool_counts import pool_counts
+from edgeq.roles import activation_inputs, behind_clips
+
+FEWEST_STEPS = 129  # the smallest odd factor: scales move by at most 1 / 129
+
+
+@dataclass(frozen=True)
+class RelateScales(Pass):
+    """Relate the decided scales of values that meet in a fused kernel."""
+
+    def run(self, model: ir.Model, context: Context) -> int:
+        """Change `context.qparams`; return how many groups of values got another scale."""
+        groups = _Groups(context)
+        fused = context.capabilities.fused
+        for adds in _components(model, groups, fused):
+            groups.move(adds)
+        for node in model.graph:
+            if node.op_type not in fused or node.domain:
+                continue
+            if node.op_type == "Mul":
+                groups.settle_mul(node)
+            elif node.op_type == "AveragePool":
+                groups.settle_pool(node)
+        return groups.changed
+
+
+class _Groups:
+    """Values by the parameters that they share."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.members: dict[int, list[str]] = {}
+        for name, qparams in context.qparams.items():
+            self.members.setdefault(id(qparams), []).append(name)
+        self.leader = {name: names[0] for names in self.members.values() for name in names}
+        self.names = {names[0]: names for names in self.members.values()}
+        self.settled: set[str] = {
+            self.leader[name] for name in context.input_types if name in self.leader
+        }
+        self.changed = 0
+
+    def of(self, value: ir.Value) -> str | None:
+        """Return the leader of the group of `value`, if it is quantized."""
+        return self.leader.get(value.name or "")
+
+    def scale(self, leader: str) -> float:
+        return float(self.context.qparams[leader].scale)
+
+    def set_scale(self, leader: str, scale: float) -> None:
+        old = self.context.qparams[leader]
+        new = QParams(old.qtype, np.float32(scale), old.zero_point)
+        for name in self.names[leader]:
+            self.context.qparams[name] = new
+        self.settled.add(leader)
+        self.changed += 1
+
+    def move(self, leaders: list[str]) -> None:
+        """Make the scales of one component of Adds odd multiples of a base."""
+        if any(leader in self.settled for leader in leaders):
+            return
+        base, multiples = odd_multiples([self.scale(n) for n in leaders], FEWEST_STEPS)
+        for leader, multiple in zip(leaders, multiples, strict=True):
+            self.set_scale(leader, base * multiple)
+
+    def settle_mul(self, node: ir.Node) -> None:
+        """Choose sy so that `M = sa * sb / sy` is a power of two over an odd number."""
+        sides = [self.of(value) for value in activation_inputs(node)]
+        y = self.of(behind_clips(node.outputs[0]))
+        if len(sides) != 2 or None in sides or y is None or y in self.settled or y in sides:
+            return
+        product = math.prod(self.scale(side) for side in sides if side is not None)
+        self.set_scale(y, product * _odd_over_power(self.scale(y) / product))
+
+    def settle_pool(self, node: ir.Node) -> None:
+        """Choose sy so that `count * sy / sx` is an odd number over a power of two."""
+        x = next(map(self.of, activation_inputs(node)), None)
+        y = self.of(behind_clips(node.outputs[0]))
+        if x is None or y is None or y in self.settled or x == y:
+            return
+        count = pool_counts(node)[-1]
+        ratio = count * self.scale(y) / self.scale(x)
+        self.set_scale(y, self.scale(x) * _odd_over_power(ratio) / count)
+
+
+def _odd_over_power(ratio: float) -> float:
+    """Return the `odd / 2**k` nearest to `ratio`, the odd number at least `FEWEST_STEPS`.
+
+    >>> _odd_over_power(0.3) * 512
+    153.0
+    """
+    power = 2.0 ** math.ceil(math.log2(FEWEST_STEPS / ratio))
+    return (2 * round((ratio * power - 1) / 2) + 1) / power
+
+
+def _components(model: ir.Model, groups: _Groups, fused: frozenset[str]) -> list[list[str]]:
+    """Return the groups that Adds connect, each component in graph order."""
+    parent: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for node in model.graph:
+        if node.op_type != "Add" or node.domain or "Add" not in fused:
+            continue
+        sides = [groups.of(value) for value in activation_inputs(node)]
+        met = [name for name in (*sides, groups.of(behind_clips(node.outputs[0]))) if name]
+        if len(sides) != 2 or len(met) != 3:
+            continue
+        for name in met:
+            parent.setdefault(name, name)
+            parent[find(name)] = find(met[0])
+    components: dict[str, list[str]] = {}
+    for name in parent:
+        components.setdefault(find(name), []).append(name)
+    return list(components.values())

@@ -1,0 +1,89 @@
+"""ONNX Runtime on a CPU: x86-64 with and without VNNI, Arm with and without dot product.
+
+The artifact is a standard QDQ model that stock ONNX Runtime fuses to integer kernels at its default
+optimization level. Its session options are part of the arithmetic: without
+`session.x64quantprecision` x86 CPUs that lack VNNI saturate pairs of u8 * s8 products.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq.errors import ModelError
+from edgeq.graph import clone, to_bytes
+from edgeq.runtime import Session, make_session, run
+from edgeq.targeting import Artifact, Capabilities, Feeds, Runner, Target
+
+SESSION_OPTIONS = MappingProxyType({"session.x64quantprecision": "1"})
+
+
+@dataclass(frozen=True)
+class OrtRunner(Runner):
+    """A session on ONNX Runtime's CPU provider."""
+
+    session: Session
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Return every output by name."""
+        return run(self.session, feeds)
+
+
+class OrtCpu(Target):
+    """Stock ONNX Runtime with its CPU provider."""
+
+    summary = "ONNX Runtime 1.31 on x86-64 and Arm CPUs"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        activation_qtype="uint8",
+        weight_min=-127,
+        weight_max=127,
+        fused=frozenset(
+            {"Add", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Softmax"}
+        ),
+        session_options=SESSION_OPTIONS,
+    )
+
+    def lower(self, model: ir.Model) -> Artifact:
+        """Return the QDQ model itself, serialized."""
+        return Artifact({"model.onnx": to_bytes(model)})
+
+    def load(self, model: ir.Model, *, threads: int = 1, taps: Sequence[str] = ()) -> Runner:
+        """Open a session on `model` with the values in `taps` as further outputs."""
+        opened = make_session(
+            tap(model, taps) if taps else model, options=SESSION_OPTIONS, threads=threads
+        )
+        return OrtRunner(opened)
+
+    def kernels(self, model: ir.Model) -> Mapping[str, int]:
+        """Return the operator histogram of the graph that ONNX Runtime made of `model`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimized.onnx"
+            make_session(model, options=SESSION_OPTIONS, optimized_path=path, level="extended")
+            optimized = onnx.load(path, load_external_data=False)
+        counts = Counter(node.op_type for node in optimized.graph.node)
+        return dict(sorted(counts.items()))
+
+
+def tap(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """Return a copy of `model` with the values `names` as further outputs.
+
+    Raises:
+        ModelError: The model has no such value.
+    """
+    tapped = clone(model)
+    values = {out.name: out for node in tapped.graph for out in node.outputs}
+    present = {output.name for output in tapped.graph.outputs}
+    for name in names:
+        if name in present:
+            continue
+        if name not in values:
+            raise ModelError(f"cannot tap {name!r}: the model makes no value of this name")
+        tapped.graph.outputs.append(values[name])
+    return tapped
