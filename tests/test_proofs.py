@@ -190,13 +190,10 @@ def test_adds_with_extreme_ratios(my, g, zeros, mb):
 
 def test_ties_return_where_the_bound_is_left():
     """The planted fault: multiples far beyond the bound, and an even one within it."""
-    wrong = [
-        prove_add(qp(F32(1e-7 * 163841), 3), qp(F32(1e-7 * 99999), 99), qp(F32(1e-7 * my), zero))
-        for my in (8191, 8001, 7777)
-        for zero in (7, 128, 200)
-    ]
-    assert not any(add_is_safe(163841, 99999, my) for my in (8191, 8001, 7777))
-    assert not all(p.equal for p in wrong)
+    ma, mb, my = 121580, 114090, 6283
+    scales = [F32(1e-7 * m) for m in (ma, mb, my)]
+    proof = prove_add(qp(scales[0], 139), qp(scales[1], 171), qp(scales[2], 0))
+    assert cpus(proof) == sorted(CPUS) and not add_is_safe(ma, mb, my)
     assert not prove_add(qp(0.03, 3), qp(0.05, 99), qp(0.04, 7)).equal
 
 
