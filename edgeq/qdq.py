@@ -112,7 +112,8 @@ def operand(value: ir.Value | None) -> Operand | None:
     if node is None or node.op_type != "DequantizeLinear" or node.domain:
         return None
     codes = node.inputs[0]
-    qtype = _code_type(codes)
+    # The zero point has the type of the codes, and is known where shape inference has not been run.
+    qtype = _code_type(codes) or _code_type(node.inputs[2] if len(node.inputs) > 2 else None)
     if codes is None or qtype is None or int_attribute(node, "block_size", 0):
         return None
     qparams = _qparams(node, qtype, None if codes.shape is None else len(codes.shape))

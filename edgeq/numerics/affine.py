@@ -83,16 +83,30 @@ def saturate(rounded: NDArray[Any], zero_point: NDArray[Any], qtype: QType) -> C
     gives the same codes and stays exact in float32 for formats of up to 16 bits.
     """
     wide = np.float32 if qtype.bits <= 16 else np.float64
-    zero = np.asarray(zero_point, wide)
-    low, high = qtype.qmin - zero, qtype.qmax - zero
-    # fmax returns the number when the other operand is NaN, so NaN saturates low.
-    clipped = np.fmin(np.fmax(np.asarray(rounded, wide), low), high)
-    clipped += zero
-    return clipped.astype(np.int32 if qtype.bits < 8 else qtype.dtype).astype(qtype.dtype)
+    return saturate_in_place(np.array(rounded, wide), zero_point, qtype)
+
+
+def saturate_in_place(rounded: NDArray[Any], zero_point: NDArray[Any], qtype: QType) -> Codes:
+    """Do the same as `saturate`, destroying `rounded`.
+
+    `rounded` is float32 for formats of up to 16 bits, else float64.
+    """
+    zero = np.asarray(zero_point, rounded.dtype)
+    np.clip(rounded, qtype.qmin - zero, qtype.qmax - zero, out=rounded)
+    rounded += zero
+    # A minimum is NaN if any element is: one cheap reduction instead of a slow NaN-aware clip.
+    if rounded.size and np.isnan(rounded.min()):
+        rounded[np.isnan(rounded)] = qtype.qmin
+    narrow = rounded.astype(np.int8 if qtype.bits < 8 else qtype.dtype)
+    return narrow.astype(qtype.dtype, copy=False)
 
 
 def quantize(
-    x: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any], qtype: QType, axis: int | None = None
+    x: NDArray[Any],
+    scale: NDArray[Any],
+    zero_point: NDArray[Any],
+    qtype: QType,
+    axis: int | None = None,
 ) -> Codes:
     """Return `saturate(round_half_even(x / scale) + zero_point)`; NaN gives qmin.
 
@@ -110,8 +124,11 @@ def quantize(
     x = np.asarray(x, np.float32)
     scale, zero_point = np.asarray(scale, np.float32), np.asarray(zero_point)
     with np.errstate(over="ignore", invalid="ignore"):
-        ratio = x / along(scale, axis, x.ndim)
-        return saturate(np.rint(ratio), along(zero_point, axis, x.ndim), qtype)
+        ratio = np.asarray(x / along(scale, axis, x.ndim))
+        np.rint(ratio, out=ratio)
+        if qtype.bits > 16:
+            ratio = ratio.astype(np.float64)
+        return saturate_in_place(ratio, along(zero_point, axis, x.ndim), qtype)
 
 
 def dequantize(
@@ -127,5 +144,6 @@ def dequantize(
         units -= along(zero_point, axis, q.ndim).astype(np.float32)
     else:
         difference = q.astype(np.int64) - along(zero_point, axis, q.ndim).astype(np.int64)
-        units = difference.astype(np.float32)
-    return np.asarray(units * along(scale, axis, q.ndim), np.float32)
+        units = np.asarray(difference, np.float32)
+    units *= along(scale, axis, q.ndim)
+    return units

@@ -1,0 +1,221 @@
+"""Integer linear groups: codes in, codes out, with exact accumulators in between.
+
+    acc = sum((x - zx) * (w - zw)) + bias          exact, within int32
+    y = saturate(round_half_even(float32(acc) * M) + zy),  M = float32(float32(sx * sw) / sy)
+
+The dtype that carries the accumulators is chosen per node, by proof, from its weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq.errors import ModelError, UnsupportedOperatorError
+from edgeq.graph import int_attribute, ints_attribute, string_attribute
+from edgeq.numerics import linear
+from edgeq.numerics.affine import QParams
+from edgeq.numerics.parallel import for_each
+from edgeq.numerics.requantize import multiplier, requantize_rows
+from edgeq.numerics.windows import AutoPad, windows
+from edgeq.operators.binding import Kernel, describe
+from edgeq.qdq import LinearGroup
+
+Array = NDArray[Any]
+_BLOCK = 1 << 17  # elements of a block of columns, operands and accumulators: half a usual L2 cache
+_CONV_ATTRIBUTES = {"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"}
+
+
+@dataclass(frozen=True, eq=False)
+class Finish:
+    """What becomes of the accumulators.
+
+    Attributes:
+        scale: float32, `(rows, 1)`, `(1, columns)` or `(1, 1)`: M, or `sx * sw` for a float result.
+        y: Where the codes go; None for a float32 result.
+    """
+
+    scale: NDArray[np.float32]
+    y: QParams | None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the result."""
+        return np.dtype(np.float32) if self.y is None else self.y.qtype.dtype
+
+    def __call__(self, acc: Array, out: Array) -> None:
+        """Turn `acc` `(rows, columns)`, which may be destroyed, into `out`."""
+        if self.y is None:
+            np.multiply(acc.astype(np.float32, copy=False), self.scale, out=out)
+            return
+        requantize_rows(acc, self.scale, int(self.y.zero_point), self.y.qtype, out)
+
+
+def integer_kernel(group: LinearGroup, *, real: bool = False) -> Kernel:
+    """Return the function that executes `group` on the codes of x (and of w, if not constant).
+
+    Args:
+        group: The integer linear op.
+        real: Give `float32(acc) * float32(sx * sw)`, the value before it is quantized.
+
+    Raises:
+        ModelError: An accumulator may leave int32; the message names the node.
+    """
+    maker = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul, "Mul": _mul}[group.node.op_type]
+    run = maker(group, _finish(group, real=real))
+
+    def kernel(*codes: Array) -> tuple[Array, ...]:
+        return (run(*codes),)
+
+    return kernel
+
+
+def dynamic_operands(group: LinearGroup) -> list[ir.Value]:
+    """Return the values of codes that the kernel takes, in order."""
+    always = group.node.op_type == "Mul"
+    operands = [group.x] + ([group.w] if always or group.w.array is None else [])
+    return [operand.codes for operand in operands]
+
+
+def _finish(group: LinearGroup, *, real: bool) -> Finish:
+    x, w = group.x.qparams.scale, group.w.qparams.scale
+    quantized = group.y is not None and not real
+    scale = np.asarray(x * w, np.float32)
+    if quantized:
+        assert group.y is not None
+        scale = multiplier(x, w, group.y.qparams.scale)
+    shape = (-1, 1) if group.node.op_type == "Conv" else (1, -1)
+    return Finish(scale.reshape(shape), group.y.qparams if quantized and group.y else None)
+
+
+def _largest(qparams: QParams) -> int:
+    """Return the largest `|code - zero_point|`."""
+    zero = qparams.zero_point.astype(np.int64)
+    return int(max(np.max(zero - qparams.qtype.qmin), np.max(qparams.qtype.qmax - zero)))
+
+
+def _units(codes: Array, zero_point: Array, dtype: type[np.floating[Any]]) -> Array:
+    units = codes.astype(dtype)
+    if np.any(zero_point):
+        units -= np.asarray(zero_point, dtype)
+    return units
+
+
+def _weight(group: LinearGroup) -> Array:
+    codes = group.w.array
+    assert codes is not None
+    shape = [1] * codes.ndim
+    if group.w.qparams.axis is not None:
+        shape[group.w.qparams.axis] = -1
+    return codes.astype(np.int32) - group.w.qparams.zero_point.reshape(shape)
+
+
+def _bias(group: LinearGroup) -> Array | None:
+    return None if group.bias is None else group.bias.array
+
+
+def _dtype(group: LinearGroup, bound: int) -> type[np.float32] | type[np.float64]:
+    try:
+        return linear.exact_dtype(bound)
+    except OverflowError as error:
+        raise ModelError(
+            f"{describe(group.node)}: {error}; keep it float, or use smaller weights"
+        ) from None
+
+
+def _conv(group: LinearGroup, finish: Finish) -> Callable[..., Array]:
+    node, w, bias = group.node, _weight(group), _bias(group)
+    unknown = sorted(set(node.attributes) - _CONV_ATTRIBUTES)
+    if unknown:
+        raise UnsupportedOperatorError(f"{describe(node)}: attribute {unknown[0]!r}")
+    if ints_attribute(node, "kernel_shape", w.shape[2:]) != w.shape[2:]:
+        raise ModelError(f"{describe(node)}: kernel_shape does not fit the weight {w.shape}")
+    dtype = _dtype(group, linear.accumulator_bound(w, _largest(group.x.qparams), bias))
+    matrices = linear.conv_weights(w.astype(dtype), int_attribute(node, "group", 1))
+    offset = None if bias is None else bias.astype(dtype).reshape(-1, 1)
+    zero = group.x.qparams.zero_point
+    auto_pad: AutoPad = string_attribute(node, "auto_pad", "NOTSET")  # type: ignore[assignment]  # windows() reads unknown text as ONNX's default
+    pads, strides, dilations = (
+        ints_attribute(node, name, ()) for name in ("pads", "strides", "dilations")
+    )
+
+    def sample(x: Array, out: Array, layout: Any) -> None:
+        acc = linear.conv_sample(_units(x, zero, dtype), matrices, layout)
+        if offset is not None:
+            acc += offset
+        finish(acc, out)
+
+    def run(x: Array) -> Array:
+        layout = windows(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
+        out = np.empty((len(x), len(w), int(np.prod(layout.output))), finish.dtype)
+        for_each(len(x), lambda n: sample(x[n], out[n], layout), worthwhile=out.size > 1 << 13)
+        return out.reshape(len(x), len(w), *layout.output)
+
+    return run
+
+
+def _gemm(group: LinearGroup, finish: Finish) -> Callable[..., Array]:
+    transposed = bool(int_attribute(group.node, "transB", 0))
+    return _product(group, finish, transposed)
+
+
+def _matmul(group: LinearGroup, finish: Finish) -> Callable[..., Array]:
+    return _product(group, finish, False)
+
+
+def _product(group: LinearGroup, finish: Finish, transposed: bool) -> Callable[..., Array]:
+    """Gemm and MatMul: rows of the result are independent, channels are its last axis."""
+    zero_x, zero_w = group.x.qparams.zero_point, group.w.qparams.zero_point
+    x_max, w_max = _largest(group.x.qparams), _largest(group.w.qparams)
+    bias = _bias(group)
+    fixed: Array | None = None
+    dtype: type[np.floating[Any]] | None = None
+    if group.w.array is not None:
+        w = _weight(group).T if transposed else _weight(group)
+        bound = _product_bound(w, x_max, bias)
+        dtype = _dtype(group, bound)
+        fixed = np.ascontiguousarray(w, dtype)
+
+    def run(x: Array, w_codes: Array | None = None) -> Array:
+        kind, w = dtype, fixed
+        if kind is None or w is None:
+            assert w_codes is not None
+            extra = 0 if bias is None else int(np.abs(bias.astype(np.int64)).max(initial=0))
+            kind = _dtype(group, x.shape[-1] * x_max * w_max + extra)
+            w = _units(w_codes, zero_w, kind)
+            w = w.T if transposed else w
+        acc = np.asarray(np.matmul(_units(x, zero_x, kind), w))
+        if bias is not None:
+            acc += bias.astype(kind)
+        out = np.empty(acc.shape, finish.dtype)
+        rows = (-1, acc.shape[-1]) if acc.ndim else (1, 1)
+        finish(acc.reshape(rows), out.reshape(rows))
+        return out
+
+    return run
+
+
+def _product_bound(w: Array, x_max: int, bias: Array | None) -> int:
+    """Bound over all channels; a constant `w` may have batch axes, or be a vector."""
+    depth = 0 if w.ndim == 1 else w.ndim - 2
+    sums = np.abs(w.astype(np.int64)).sum(axis=depth) * x_max
+    extra = 0 if bias is None else int(np.abs(bias.astype(np.int64)).max(initial=0))
+    return int(sums.max(initial=0)) + extra
+
+
+def _mul(group: LinearGroup, finish: Finish) -> Callable[..., Array]:
+    zero_a, zero_b = group.x.qparams.zero_point, group.w.qparams.zero_point
+    # Two 8-bit operands: every product is below 2**17.
+    scale = Finish(finish.scale.reshape(1, 1), finish.y)
+
+    def run(a: Array, b: Array) -> Array:
+        acc = np.asarray(_units(a, zero_a, np.float32) * _units(b, zero_b, np.float32))
+        out = np.empty(acc.shape, finish.dtype)
+        rows = (len(acc), -1) if acc.ndim and acc.size else (1, acc.size)
+        scale(acc.reshape(rows), out.reshape(rows))
+        return out
+
+    return run

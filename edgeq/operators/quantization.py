@@ -1,0 +1,77 @@
+"""QuantizeLinear and DequantizeLinear: per tensor, per axis and, for weights, in blocks."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq.errors import UnsupportedOperatorError
+from edgeq.numerics import affine
+from edgeq.numerics.qtype import QTYPES, QType, qtype_of
+
+Array = NDArray[Any]
+
+
+def _target(zero_point: Array | None, output_dtype: int) -> QType:
+    if zero_point is not None:
+        return qtype_of(zero_point.dtype)
+    if not output_dtype:
+        return QTYPES["uint8"]
+    return QTYPES[ir.DataType(output_dtype).name.lower()]
+
+
+def _axis(scale: Array, axis: int, ndim: int) -> int | None:
+    """Return the channel axis, `None` for one scale; a scale of shape (1,) is one scale too."""
+    return None if scale.size == 1 and scale.ndim < 2 else axis % ndim
+
+
+def _blocked(parameter: Array, x: Array, axis: int, block_size: int) -> Array:
+    """Repeat a blocked parameter so that it has the shape of `x`."""
+    repeated = np.repeat(parameter, block_size, axis=axis)
+    return repeated[tuple(slice(0, size) for size in x.shape)]
+
+
+def quantize_linear(
+    x: Array,
+    scale: Array,
+    zero_point: Array | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+    saturate: int = 1,
+) -> Array:
+    """`saturate(round_half_even(x / scale) + zero_point)`; `saturate` concerns float8 only."""
+    del saturate
+    try:
+        qtype = _target(zero_point, output_dtype)
+    except KeyError as error:
+        raise UnsupportedOperatorError(f"codes of type {error.args[0]}") from None
+    zero = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point.astype(np.int32)
+    if not block_size:
+        along = _axis(scale, axis, x.ndim)
+        if along is None:
+            scale, zero = scale.reshape(()), zero.reshape(())
+        return affine.quantize(x, scale, zero, qtype, along)
+    scale, zero = (_blocked(p, x, axis, block_size) for p in (scale, zero))
+    return affine.saturate(np.rint(x / scale), zero, qtype)
+
+
+def dequantize_linear(
+    q: Array,
+    scale: Array,
+    zero_point: Array | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+) -> Array:
+    """`float32(q - zero_point) * scale`."""
+    zero = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point.astype(np.int32)
+    if not block_size:
+        along = _axis(scale, axis, q.ndim)
+        if along is None:
+            scale, zero = scale.reshape(()), zero.reshape(())
+        return affine.dequantize(q, scale, zero, along)
+    scale, zero = (_blocked(p, q, axis, block_size) for p in (scale, zero))
+    return (q.astype(np.int32) - zero).astype(np.float32) * scale

@@ -1,0 +1,86 @@
+"""Reductions over axes. A mean is one sum and one division."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def _axes(x: Array, axes: Array | None, noop: int) -> tuple[int, ...]:
+    if axes is not None and axes.size:
+        return tuple(int(a) % x.ndim for a in axes.reshape(-1))
+    return () if noop else tuple(range(x.ndim))
+
+
+def _reduce(
+    function: Callable[..., Array], x: Array, axes: Array | None, keepdims: int, noop: int
+) -> Array:
+    return np.asarray(function(x, axis=_axes(x, axes, noop), keepdims=bool(keepdims)))
+
+
+def reduce_sum(
+    x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Array:
+    """The sum, in the dtype of `x`."""
+    return _reduce(np.add.reduce, x, axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_mean(
+    x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Array:
+    """The sum divided by the number of elements, once."""
+    over = _axes(x, axes, noop_with_empty_axes)
+    count = x.dtype.type(int(np.prod([x.shape[a] for a in over])))
+    out = np.asarray(np.add.reduce(x, axis=over, keepdims=bool(keepdims)))
+    return np.asarray(out / count if x.dtype.kind == "f" else out // count).astype(x.dtype)
+
+
+def reduce_max(
+    x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Array:
+    """The largest element."""
+    return _reduce(np.maximum.reduce, x, axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_min(
+    x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Array:
+    """The smallest element."""
+    return _reduce(np.minimum.reduce, x, axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_prod(
+    x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Array:
+    """The product."""
+    return _reduce(np.multiply.reduce, x, axes, keepdims, noop_with_empty_axes)
+
+
+def reduce_sum_square(
+    x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
+) -> Array:
+    """The sum of squares, in the dtype of `x`."""
+    return _reduce(np.add.reduce, x * x, axes, keepdims, noop_with_empty_axes)
+
+
+def arg_max(x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Array:
+    """The place of the largest element, the first or last of equals."""
+    if not select_last_index:
+        out = np.argmax(x, axis=axis, keepdims=bool(keepdims))
+    else:
+        flipped = np.argmax(np.flip(x, axis), axis=axis, keepdims=bool(keepdims))
+        out = x.shape[axis] - 1 - flipped
+    return np.asarray(out, np.int64)
+
+
+def cumulative_sum(x: Array, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> Array:
+    """Running sums along one axis."""
+    along = int(axis.reshape(()))
+    x = np.flip(x, along) if reverse else x
+    out = np.cumsum(x, axis=along, dtype=x.dtype)
+    if exclusive:
+        out = out - x
+    return np.flip(out, along) if reverse else out

@@ -1,0 +1,293 @@
+"""The reference executor: what a quantized model means, bit by bit.
+
+Integer linear groups run as one step on codes; everything else runs node by node, in float32, as
+single IEEE operations. numpy only.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq.errors import DataError, EdgeqError, ModelError, suggest
+from edgeq.operators import OPERATORS
+from edgeq.operators.binding import bind, describe
+from edgeq.operators.integer import dynamic_operands, integer_kernel
+from edgeq.qdq import LinearGroup, linear_group
+
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+Taps = Sequence[str] | Literal["all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One thing to execute: a node, or an integer linear group.
+
+    Attributes:
+        node: The node; of a group, the linear op.
+        inputs: Names of the values that it reads, constants left out.
+        outputs: Names of the values that it makes; empty where nobody wants one.
+        arguments: What the kernel is called with: a value's name, a constant, or None.
+        kernel: The function.
+    """
+
+    node: ir.Node
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    arguments: tuple[str | Array | None, ...]
+    kernel: Callable[..., tuple[Array, ...]]
+
+    def execute(self, env: dict[str, Array]) -> None:
+        """Read the inputs from `env` and put the outputs there.
+
+        Raises:
+            ModelError: The shapes do not fit together; the message names the node.
+        """
+        arguments = [env[a] if isinstance(a, str) else a for a in self.arguments]
+        try:
+            results = self.kernel(*arguments)
+        except EdgeqError as error:
+            raise type(error)(_located(self.node, error)) from None
+        except (ValueError, IndexError) as error:
+            raise ModelError(_located(self.node, error)) from error
+        for name, result in zip(self.outputs, results, strict=False):
+            if name:
+                env[name] = np.asarray(result)
+
+
+def _located(node: ir.Node, error: Exception) -> str:
+    where = describe(node)
+    return str(error) if where in str(error) else f"{where}: {error}"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which steps a run executes, and which values each of them reads for the last time."""
+
+    steps: tuple[Step, ...]
+    last: tuple[tuple[str, ...], ...]
+    wanted: tuple[str, ...]
+
+
+class Simulator:
+    """Executes a model; a group of `edgeq.qdq.linear_group` is one step.
+
+    Attributes:
+        steps: What an untapped run executes, in order. Constants are already evaluated.
+    """
+
+    steps: tuple[Step, ...]
+
+    def __init__(self, model: ir.Model) -> None:
+        """Prepare every node.
+
+        Raises:
+            UnsupportedOperatorError: A node has no definition; the message names it.
+            ModelError: An accumulator may leave int32; the message names its node.
+        """
+        graph = model.graph
+        self._graph = graph
+        self._constants = {
+            name: value.const_value.numpy()
+            for name, value in graph.initializers.items()
+            if value.const_value is not None
+        }
+        self._inputs = {str(v.name): v for v in graph.inputs if str(v.name) not in self._constants}
+        self._outputs = tuple(str(v.name) for v in graph.outputs)
+        self._all = self._prepare(graph)
+        self._settle()
+
+    def _prepare(self, graph: ir.Graph) -> list[Step]:
+        """Return a step for every node and group; those nobody needs cost nothing in a run."""
+        groups = {node: group for node in graph if (group := linear_group(node)) is not None}
+        inside = {group.y.node for group in groups.values() if group.y is not None}
+        steps: list[Step] = []
+        for node in graph:
+            if node in groups:
+                steps += self._group_steps(groups[node])
+            elif node not in inside:
+                steps.append(self._node_step(node))
+        return steps
+
+    def _group_steps(self, group: LinearGroup) -> list[Step]:
+        operands = dynamic_operands(group)
+        step = self._step(group.node, operands, [group.output], integer_kernel(group))
+        if group.y is None:
+            return [step]
+        real = integer_kernel(group, real=True)
+        return [self._step(group.node, operands, group.node.outputs, real), step]
+
+    def _node_step(self, node: ir.Node) -> Step:
+        return self._step(node, node.inputs, node.outputs, bind(node, OPERATORS))
+
+    def _step(
+        self,
+        node: ir.Node,
+        inputs: Iterable[ir.Value | None],
+        outputs: Iterable[ir.Value],
+        kernel: Callable[..., tuple[Array, ...]],
+    ) -> Step:
+        arguments = tuple(None if v is None else str(v.name) for v in inputs)
+        return Step(
+            node,
+            tuple(dict.fromkeys(a for a in arguments if a is not None)),
+            tuple(out.name or "" for out in outputs),
+            arguments,
+            kernel,
+        )
+
+    def _settle(self) -> None:
+        """Evaluate what is constant and needed, once, and bind constants to the other steps."""
+        needed = {id(s) for s in _needed(self._all, self._outputs)}
+        settled: list[Step] = []
+        folded: list[Step] = []
+        for step in self._all:
+            constant = all(name in self._constants for name in step.inputs)
+            if constant and id(step) in needed:
+                step.execute(self._constants)
+                folded.append(step)
+                continue
+            settled.append(self._bound(step))
+        self._folded = folded
+        self._settled = settled
+        self.steps = _needed(settled, self._outputs)
+        self._plans: dict[tuple[str, ...], _Plan] = {}
+
+    def _bound(self, step: Step) -> Step:
+        known = self._constants
+        arguments = tuple(
+            known[a] if isinstance(a, str) and a in known else a for a in step.arguments
+        )
+        inputs = tuple(name for name in step.inputs if name not in known)
+        return Step(step.node, inputs, step.outputs, arguments, step.kernel)
+
+    def refresh(self, node: ir.Node) -> None:
+        """Read anew the constants that `node` depends on, after an initializer was edited.
+
+        `node` is a node of the model, or the linear op of a group whose weight or bias changed.
+        `steps` is made anew: take it again.
+        """
+        self._read_again(node, set())
+        group = linear_group(node)
+        fresh = [self._node_step(node)] if group is None else self._group_steps(group)
+        place = next(i for i, s in enumerate(self._all) if s.node is node)
+        self._all[place : place + len(fresh)] = fresh
+        for step in self._folded:
+            for name in step.outputs:
+                self._constants.pop(name, None)
+        self._settle()
+
+    def _read_again(self, node: ir.Node, seen: set[ir.Node]) -> None:
+        seen.add(node)
+        for value in node.inputs:
+            if value is None:
+                continue
+            producer = value.producer()
+            if producer is not None and producer not in seen:
+                self._read_again(producer, seen)
+            if value.const_value is not None and value.name in self._graph.initializers:
+                self._constants[str(value.name)] = value.const_value.numpy()
+
+    def run(self, feeds: Feeds, taps: Taps = ()) -> dict[str, Array]:
+        """Execute the model.
+
+        Args:
+            feeds: Every input by name, with the dtype and shape that the model states.
+            taps: Names of further values to return, or "all": every value that depends on an
+                input. Inside an integer group, a dequantized operand is what DequantizeLinear
+                gives, and the result before quantization is `float32(acc) * float32(sx * sw)`.
+
+        Returns:
+            The outputs, then the taps.
+
+        Raises:
+            DataError: A feed is missing, unknown, or has another dtype or shape; a tap is unknown.
+        """
+        env = self._checked(feeds)
+        plan = self._plan(self._tap_names(taps))
+        for step, last in zip(plan.steps, plan.last, strict=True):
+            step.execute(env)
+            for name in last:
+                env.pop(name, None)
+        return {name: env[name] if name in env else self._constants[name] for name in plan.wanted}
+
+    def _tap_names(self, taps: Taps) -> tuple[str, ...]:
+        if taps != "all":
+            return tuple(taps)
+        depends = set(self._inputs)
+        for step in self._settled:
+            if depends.intersection(step.inputs):
+                depends.update(name for name in step.outputs if name)
+        return tuple(n for s in self._settled for n in s.outputs if n in depends)
+
+    def _plan(self, taps: tuple[str, ...]) -> _Plan:
+        if taps in self._plans:
+            return self._plans[taps]
+        wanted = tuple(dict.fromkeys((*self._outputs, *taps)))
+        known = {*self._inputs, *self._constants, *(n for s in self._settled for n in s.outputs)}
+        for name in wanted:
+            if name not in known:
+                raise DataError(f"the model has no value {name!r}{suggest(name, sorted(known))}")
+        steps = _needed(self._settled, wanted)
+        used = set(wanted)
+        last: list[tuple[str, ...]] = []
+        for step in reversed(steps):
+            mine = [name for name in (*step.inputs, *step.outputs) if name not in used]
+            used.update(mine)
+            last.append(tuple(mine))
+        plan = _Plan(steps, tuple(reversed(last)), wanted)
+        self._plans[taps] = plan
+        return plan
+
+    def _checked(self, feeds: Feeds) -> dict[str, Array]:
+        expected = ", ".join(map(_signature, self._inputs.values()))
+        for name in feeds:
+            if name not in self._inputs:
+                raise DataError(
+                    f"the model has no input {name!r}{suggest(name, list(self._inputs))};"
+                    f" its inputs are {expected or 'none'}"
+                )
+        env: dict[str, Array] = {}
+        for name, value in self._inputs.items():
+            if name not in feeds:
+                raise DataError(f"input {name!r} is missing; the model needs {expected}")
+            array = np.asarray(feeds[name])
+            if not _fits(value, array):
+                raise DataError(
+                    f"input {name!r}: expected {_signature(value)},"
+                    f" found {array.dtype}{list(array.shape)}"
+                )
+            env[name] = array
+        return env
+
+
+def _needed(steps: Sequence[Step], wanted: Iterable[str]) -> tuple[Step, ...]:
+    """Return the steps, in order, that `wanted` values depend on."""
+    names, kept = set(wanted), []
+    for step in reversed(steps):
+        if names.isdisjoint(step.outputs):
+            continue
+        names.update(step.inputs)
+        kept.append(step)
+    return tuple(reversed(kept))
+
+
+def _signature(value: ir.Value) -> str:
+    dtype = "any type" if value.dtype is None else value.dtype.numpy().name
+    sizes = "" if value.shape is None else f"[{', '.join(map(str, value.shape))}]"
+    return f"{value.name} {dtype}{sizes}"
+
+
+def _fits(value: ir.Value, array: Array) -> bool:
+    if value.dtype is not None and array.dtype != value.dtype.numpy():
+        return False
+    if value.shape is None:
+        return True
+    return len(value.shape) == array.ndim and all(
+        not isinstance(size, int) or size == found
+        for size, found in zip(value.shape, array.shape, strict=True)
+    )
