@@ -1,6 +1,6 @@
 """Quantize a float model for an edge device, and prove that its bits are the same there.
 
-    bundle = edgeq.compile("model.onnx", target="ort-cpu", calibration="calibration.npz", output="b")
+    bundle = edgeq.compile("model.onnx", target="ort-cpu", calibration="data.npz", output="b")
     edgeq.check(bundle).raise_for_mismatch()
 
 Names are loaded when they are first used, so that `import edgeq` takes no time.

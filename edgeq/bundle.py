@@ -1,0 +1,237 @@
+"""Write and open bundles: the folder that is deployed, with everything that proves it.
+
+    model.onnx  manifest.json  golden/{inputs,outputs,taps}.npz  check.py  report.html  report.json
+
+A bundle is written to a folder beside its destination and renamed when it is whole: there is never
+half of one. The same contents give the same bytes in every file.
+"""
+
+import ast
+import dataclasses
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.check_folder import altered_files, inside
+from edgeq.errors import BundleError
+from edgeq.golden import GoldenVectors
+from edgeq.manifest import Manifest, load_manifest
+from edgeq.numerics.affine import dequantize, quantize
+from edgeq.numerics.qtype import QTYPES
+from edgeq.report import Report, render_html, render_json
+from edgeq.targeting import Artifact
+
+# In the order in which the bundle's check.py holds them: a file after those that it imports.
+CHECK_SOURCES = ("check_folder", "check_session", "check_bits", "check_accuracy", "check")
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it says about itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def artifact(self) -> Path:
+        """Path of the file that the runtime opens."""
+        return inside(self.path, self.manifest.artifact)
+
+    def session(self, *, threads: int = 1) -> Any:  # noqa: ANN401  # onnxruntime has no types
+        """Return an `onnxruntime.InferenceSession` with the options that the bits depend on."""
+        from edgeq.check_session import open_session
+
+        options = dict(self.manifest.session_options)
+        entry = {"artifact": self.manifest.artifact, "session_options": options}
+        return open_session(self.path, entry, threads=threads)
+
+    def quantize_inputs(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """Return feeds as the artifact takes them: reals become codes where it takes codes."""
+        known = {item.name: item for item in self.manifest.inputs}
+        result = {}
+        for name, array in feeds.items():
+            item = known.get(name)
+            if item is None or item.scale is None or array.dtype.kind != "f":
+                result[name] = np.asarray(array)
+                continue
+            scale, zero_point = np.float32(item.scale), np.int32(item.zero_point or 0)
+            codes = quantize(array, np.asarray(scale), np.asarray(zero_point), QTYPES[item.dtype])
+            result[name] = codes
+        return result
+
+    def dequantize_outputs(self, outputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Return outputs as float32 reals where the artifact gives codes."""
+        known = {item.name: item for item in self.manifest.outputs}
+        result = {}
+        for name, array in outputs.items():
+            item = known.get(name)
+            if item is None or item.scale is None or array.dtype.kind not in "iu":
+                result[name] = np.asarray(array)
+                continue
+            scale, zero_point = np.float32(item.scale), np.int32(item.zero_point or 0)
+            result[name] = dequantize(array, np.asarray(scale), np.asarray(zero_point))
+        return result
+
+
+def open_bundle(path: str | os.PathLike[str], *, digests: bool = True) -> Bundle:
+    """Open a bundle.
+
+    Args:
+        path: Its folder.
+        digests: Hold every file against its sha256.
+
+    Raises:
+        BundleError: The folder is no bundle, is altered, or names paths outside of itself.
+    """
+    folder = Path(path)
+    manifest = load_manifest(folder)
+    altered = altered_files(folder, {"files": manifest.files}) if digests else ()
+    if altered:
+        raise BundleError(f"{folder}: altered or missing: {', '.join(altered)}; compile it again")
+    return Bundle(folder, manifest)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder holds a manifest that edgeq can read."""
+    try:
+        load_manifest(path)
+    except BundleError:
+        return False
+    return True
+
+
+def check_destination(path: Path, *, force: bool) -> None:
+    """Refuse a destination early, before any work.
+
+    Raises:
+        BundleError: The destination exists and may not be replaced, or its parent is no folder.
+    """
+    if not path.parent.is_dir():
+        raise BundleError(f"{path}: the folder {path.parent} does not exist: make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BundleError(f"{path}: the folder {path.parent} is not writable")
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise BundleError(f"{path} exists: choose another folder, or replace it with --force")
+    if path.is_symlink() or not path.is_dir() or (any(path.iterdir()) and not is_bundle(path)):
+        raise BundleError(f"{path} is not a bundle: --force replaces nothing else; remove it first")
+
+
+def write_bundle(
+    destination: str | os.PathLike[str],
+    *,
+    artifact: Artifact,
+    manifest: Manifest,
+    golden: GoldenVectors,
+    report: Report,
+    force: bool = False,
+) -> Bundle:
+    """Write a bundle, whole or not at all.
+
+    Args:
+        destination: The folder to make.
+        artifact: What is deployed.
+        manifest: All but `artifact`, `files`, `taps`, `feeds` and `scalars`, which are filled in.
+        golden: The golden runs.
+        report: What `report.html` and `report.json` say.
+        force: Replace a bundle that is there, once the new one is whole.
+
+    Raises:
+        BundleError: The destination may not be written, or the disk is full.
+    """
+    path = Path(destination)
+    check_destination(path, force=force)
+    contents = {
+        **artifact.files,
+        **golden.files(),
+        "check.py": standalone_check(),
+        "report.html": render_html(report).encode(),
+        "report.json": render_json(report).encode(),
+    }
+    manifest = dataclasses.replace(
+        manifest,
+        artifact=artifact.entry,
+        files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
+        taps=golden.taps,
+        feeds=golden.feeds,
+        scalars=golden.scalars,
+    )
+    write_folder(path, {**contents, "manifest.json": manifest.to_text().encode()}, force=force)
+    return open_bundle(path)
+
+
+def write_folder(path: Path, contents: Mapping[str, bytes], *, force: bool) -> None:
+    """Write files to a folder beside `path`, then rename it to `path`.
+
+    With `force`, the folder that was there is moved aside first and removed last; it comes back if
+    the new one cannot take its place.
+
+    Raises:
+        BundleError: The disk is full, or the operating system refuses.
+    """
+    with _staging(path) as staging:
+        for name, data in contents.items():
+            file = inside(staging, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        if not (force and path.is_dir()):
+            staging.rename(path)
+            return
+        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        path.rename(old)
+        try:
+            staging.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+        shutil.rmtree(old)
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """Give a fresh folder beside `path`; whatever is left of it afterwards is removed."""
+    staging = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        yield staging
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BundleError(f"{path}: the disk is full; nothing was written") from error
+        raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def standalone_check() -> bytes:
+    """Return the bundle's `check.py`: `edgeq/check.py` behind the files that it imports.
+
+    Imports of edgeq are left out, since everything they name stands above.
+    """
+    parts = []
+    for name in CHECK_SOURCES:
+        text = Path(__file__).with_name(f"{name}.py").read_text("utf-8")
+        lines = text.splitlines()
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgeq."):
+                assert node.end_lineno is not None
+                for number in range(node.lineno - 1, node.end_lineno):
+                    lines[number] = ""
+        parts.append("\n".join(lines).strip())
+    return ("\n\n\n".join(parts) + "\n").encode()

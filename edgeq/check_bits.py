@@ -1,0 +1,92 @@
+"""The bits of a session's outputs and taps against a bundle's golden vectors.
+
+Part of a bundle's `check.py`: numpy and standard library.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.check_folder import Arrays, CheckError, golden, inside, read_arrays
+from edgeq.check_session import Session, run_model
+
+
+def digest(array: NDArray[Any]) -> bytes:
+    """Return the sha256 of an array: of its dtype, shape and little-endian bytes in C order."""
+    little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    head = f"{array.dtype.name}{list(array.shape)}".encode()
+    return hashlib.sha256(head + little.tobytes()).digest()
+
+
+def difference(name: str, run: int, want: NDArray[Any], got: NDArray[Any]) -> tuple[int, str]:
+    """Return how many elements differ in their bits, and the first of them in words."""
+    if want.dtype != got.dtype or want.shape != got.shape:
+        kinds = [f"{a.dtype.name}{list(a.shape)}" for a in (want, got)]
+        return max(want.size, 1), f"tensor {name!r}, feed {run}: {kinds[0]} became {kinds[1]}"
+    size = want.dtype.itemsize
+    left, right = (
+        np.frombuffer(np.ascontiguousarray(a).tobytes(), np.uint8).reshape(-1, size)
+        for a in (want, got)
+    )
+    differs = (left != right).any(axis=1)
+    count = int(np.count_nonzero(differs))
+    if count == 0:
+        return 0, ""
+    flat = int(np.argmax(differs))
+    index = [int(i) for i in np.unravel_index(flat, want.shape)]
+    texts = [
+        f"{a.reshape(-1)[flat]} (bytes {b[flat].tobytes().hex()})"
+        for a, b in ((want, left), (got, right))
+    ]
+    place = f"tensor {name!r}, feed {run}, index {index}"
+    return count, f"{place}: expected {texts[0]}, found {texts[1]}"
+
+
+class Tally:
+    """Counts what was compared, and keeps the first difference in words."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        self.names: dict[str, None] = {}
+        self.compared = 0
+        self.mismatches = 0
+        self.first: str | None = None
+        self._folder = folder
+        self._taps: Sequence[Mapping[str, Any]] = manifest.get("taps", [])
+        self._feeds = golden(folder, manifest, "inputs")
+        self._expected = golden(folder, manifest, "outputs")
+
+    @property
+    def feeds(self) -> list[Arrays]:
+        """The golden inputs."""
+        return self._feeds
+
+    def outputs(self, session: Session, threads: int) -> None:
+        """Compare the golden outputs."""
+        names = list(self._expected[0])
+        for run, (feeds, expected) in enumerate(zip(self._feeds, self._expected, strict=True)):
+            for name, got in zip(names, run_model(session, names, feeds), strict=True):
+                count, text = difference(name, run, expected[name], got)
+                self._count(name, expected[name].size, count, f"{text}, with {threads} threads")
+
+    def taps(self, session: Session) -> None:
+        """Compare the digest of every tap: a tensor that differs counts as one element per feed."""
+        stored = read_arrays(inside(self._folder, "golden/taps.npz"))["digests"]
+        names = [tap["name"] for tap in self._taps]
+        if not names or stored.shape != (len(names), len(self._feeds), 32):
+            raise CheckError(f"{self._folder}: golden/taps.npz does not fit the manifest's taps")
+        for run, feeds in enumerate(self._feeds):
+            values = run_model(session, names, feeds)
+            for name, got, want in zip(names, values, stored[:, run], strict=True):
+                same = digest(got) == want.tobytes()
+                self._count(name, got.size, 0 if same else 1, f"tap {name!r}, feed {run}")
+
+    def _count(self, name: str, size: int, mismatches: int, text: str) -> None:
+        self.names[name] = None
+        self.compared += size
+        self.mismatches += mismatches
+        if mismatches and self.first is None:
+            self.first = text

@@ -1,0 +1,172 @@
+"""A session of a bundle's artifact as the manifest wants it; versions, options and host facts.
+
+Part of a bundle's `check.py`: numpy, onnxruntime and standard library.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.check_folder import Arrays, CheckError, inside
+
+PRECISION = "session.x64quantprecision"
+
+
+class Session(Protocol):
+    """What is needed of an `onnxruntime.InferenceSession`, which has no types."""
+
+    def run(self, names: Sequence[str] | None, feeds: Arrays) -> list[NDArray[Any]]:
+        """Return the named outputs; all of them for None."""
+
+
+# onnx.TensorProto.DataType of the values that can be tapped.
+ELEMENT_TYPES = {
+    **{"float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7},
+    **{"bool": 9, "float16": 10, "float64": 11, "uint4": 21, "int4": 22},
+}
+
+
+def version_notes(manifest: Mapping[str, Any], found: str, any_version: bool) -> list[str]:
+    """Return notes about the version of onnxruntime.
+
+    Raises:
+        CheckError: It lies outside the tested range and `any_version` is not set.
+    """
+    low, high = str(manifest["runtime"]["at_least"]), str(manifest["runtime"]["below"])
+    if _version(low) <= _version(found) < _version(high):
+        return []
+    text = f"onnxruntime {found} was not tested; this bundle holds for >= {low}, < {high}"
+    if not any_version:
+        raise CheckError(f"{text}: install a tested one, or say --any-version")
+    return [text]
+
+
+def _version(text: str) -> tuple[int, ...]:
+    parts = []
+    for part in text.split("."):
+        digits = "".join(c for c in part if c.isdigit())
+        if not digits:
+            break
+        parts.append(int(digits))
+    return tuple(parts)
+
+
+def option_notes(manifest: Mapping[str, Any], machine: str) -> list[str]:
+    """Return a note naming the session option without which some x86 CPUs saturate products."""
+    x86 = machine.lower() in ("x86_64", "amd64", "x86", "i686")
+    if not x86 or manifest["session_options"].get(PRECISION) == "1":
+        return []
+    return [
+        f"the manifest does not set the session option {PRECISION}=1: x86 CPUs without VNNI"
+        " saturate sums of uint8 * int8 products, so the bits may differ there"
+    ]
+
+
+def host_facts() -> dict[str, str | int]:
+    """Return what this machine is: CPU, system and versions."""
+    import onnxruntime
+
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {
+        "machine": platform.machine(),
+        "cpu": cpu,
+        "cores": os.cpu_count() or 1,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "onnxruntime": str(onnxruntime.__version__),
+    }
+
+
+def open_session(
+    folder: Path, manifest: Mapping[str, Any], *, threads: int = 1, taps: bool = False
+) -> Session:
+    """Return a session of the artifact with the manifest's session options.
+
+    Args:
+        folder: The bundle.
+        manifest: Its manifest.
+        threads: Of the session.
+        taps: Make every quantized tensor a further output. Two serialized protobuf messages, one
+            behind the other, parse as their union, so the outputs are appended as bytes.
+
+    Raises:
+        CheckError: onnxruntime does not load the model.
+    """
+    import onnxruntime
+
+    artifact = inside(folder, manifest["artifact"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    for key, value in manifest["session_options"].items():
+        options.add_session_config_entry(key, str(value))
+    model: str | bytes = str(artifact)
+    if taps:
+        model = artifact.read_bytes() + extra_outputs(manifest.get("taps", []))
+        key = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(key, str(artifact.parent))
+    try:
+        session: Session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
+        return session
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        raise CheckError(f"{artifact}: onnxruntime cannot load it: {error}") from error
+
+
+def extra_outputs(taps: Sequence[Mapping[str, str]]) -> bytes:
+    """Return a serialized `ModelProto` that holds nothing but further graph outputs."""
+
+    def varint(number: int) -> bytes:
+        low, rest = number & 127, number >> 7
+        return bytes([low | 128]) + varint(rest) if rest else bytes([low])
+
+    def message(tag: int, payload: bytes) -> bytes:
+        return varint(tag << 3 | 2) + varint(len(payload)) + payload
+
+    outputs = b""
+    for tap in taps:
+        tensor = b"\x08" + varint(ELEMENT_TYPES[tap["dtype"]])  # TypeProto.Tensor.elem_type
+        value = message(1, tap["name"].encode()) + message(2, message(1, tensor))
+        outputs += message(12, value)  # GraphProto.output
+    return message(7, outputs)  # ModelProto.graph
+
+
+def run_model(session: Session, names: Sequence[str], feeds: Arrays) -> list[NDArray[Any]]:
+    """Return the named outputs.
+
+    Raises:
+        CheckError: The session refuses the feeds.
+    """
+    try:
+        return [np.asarray(value) for value in session.run(list(names), feeds)]
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        raise CheckError(f"onnxruntime cannot run the model: {error}") from error
+
+
+def measure(session: Session, feeds: Arrays, repeat: int | None) -> dict[str, float]:
+    """Return `first`, `median` and `p95` of the time of one run, in milliseconds."""
+    times: list[float] = []
+    deadline = time.perf_counter() + (0.5 if repeat is None else float("inf"))
+    while len(times) < 2 or (len(times) <= (repeat or 50) and time.perf_counter() < deadline):
+        before = time.perf_counter()
+        session.run(None, feeds)
+        times.append((time.perf_counter() - before) * 1e3)
+    first, rest = times[0], np.array(times[1:])
+    return {
+        "median": float(np.median(rest)),
+        "p95": float(np.percentile(rest, 95)),
+        "first": first,
+    }

@@ -1,0 +1,210 @@
+"""The manifest of a bundle, typed: what `manifest.json` holds and in which words."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from edgeq.check_folder import SCHEMA_VERSION, CheckError, read_manifest
+from edgeq.errors import BundleError
+from edgeq.request import Json
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of the artifact.
+
+    Attributes:
+        name: As in the user's model.
+        dtype: numpy's name of what is fed or returned.
+        shape: Sizes; a text or None where one is symbolic; None where the rank is unknown.
+        scale: Where the values are codes: `real = (code - zero_point) * scale`.
+        zero_point: See `scale`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+    scale: float | None = None
+    zero_point: int | None = None
+
+    def to_json(self) -> Json:
+        """Return the entry of the manifest."""
+        shape = None if self.shape is None else list(self.shape)
+        entry: dict[str, object] = {"name": self.name, "dtype": self.dtype, "shape": shape}
+        if self.scale is not None:
+            entry |= {"scale": self.scale, "zero_point": self.zero_point}
+        return entry
+
+
+@dataclass(frozen=True)
+class TapInfo:
+    """A quantized tensor whose digests are golden."""
+
+    name: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class VersionRange:
+    """The versions of a runtime that a bundle was tested for: `at_least <= version < below`."""
+
+    name: str = "onnxruntime"
+    at_least: str = "1.31"
+    below: str = "1.32"
+
+
+@dataclass(frozen=True)
+class CertificateSummary:
+    """How many nodes are proven, by kind of proof, and which ones need none by the user's word."""
+
+    proven: int
+    unproven: tuple[str, ...] = ()
+    kinds: Mapping[str, int] = field(default_factory=lambda: NOTHING)
+
+
+@dataclass(frozen=True)
+class BitSummary:
+    """What the host compared before it wrote the bundle: tensors, elements, differing elements."""
+
+    tensors: int
+    compared: int
+    mismatches: int
+
+
+@dataclass(frozen=True)
+class SampleInfo:
+    """The calibration samples: how many, and their sha256."""
+
+    count: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle says about itself.
+
+    Attributes:
+        artifact: Path of the file that the runtime opens.
+        target: Name of the target.
+        recipe: Name of the recipe.
+        inputs: Of the artifact, in its order.
+        outputs: Likewise.
+        bitwise: The host's verdict.
+        certificate: The host's proofs.
+        samples: What was calibrated with.
+        versions: Of edgeq and of the packages that the bits depend on.
+        runtime: The tested range of the runtime.
+        session_options: onnxruntime's own keys.
+        metrics: The host's figures: `sqnr_db`, `top1`, `top1_float`, ...
+        evaluation_digest: sha256 of the evaluation file that `metrics` were measured on, if any.
+        files: sha256 of every other file of the bundle, by path.
+        taps: The quantized tensors that `check --taps` compares.
+        feeds: Number of golden runs.
+        scalars: Golden inputs and outputs without any axis.
+    """
+
+    artifact: str
+    target: str
+    recipe: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    bitwise: BitSummary
+    certificate: CertificateSummary
+    samples: SampleInfo
+    versions: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    runtime: VersionRange = VersionRange()
+    session_options: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    metrics: Mapping[str, float] = field(default_factory=lambda: NOTHING)
+    evaluation_digest: str | None = None
+    files: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    taps: tuple[TapInfo, ...] = ()
+    feeds: int = 0
+    scalars: tuple[str, ...] = ()
+
+    def to_text(self) -> str:
+        """Return the JSON text: the same for the same manifest."""
+        bits, proofs = self.bitwise, self.certificate
+        entry: dict[str, object] = {
+            "schema_version": SCHEMA_VERSION,
+            "artifact": self.artifact,
+            "target": self.target,
+            "recipe": self.recipe,
+            "versions": dict(sorted(self.versions.items())),
+            "runtime": vars(self.runtime),
+            "session_options": dict(sorted(self.session_options.items())),
+            "inputs": [item.to_json() for item in self.inputs],
+            "outputs": [item.to_json() for item in self.outputs],
+            "bitwise": vars(bits),
+            "certificate": {
+                "proven": proofs.proven,
+                "unproven": list(proofs.unproven),
+                "kinds": dict(sorted(proofs.kinds.items())),
+            },
+            "samples": vars(self.samples),
+            "metrics": dict(self.metrics),
+            "evaluation_digest": self.evaluation_digest,
+            "golden": {"feeds": self.feeds, "scalars": list(self.scalars)},
+            "taps": [vars(tap) for tap in self.taps],
+            "files": dict(sorted(self.files.items())),
+        }
+        return json.dumps(entry, indent=2, ensure_ascii=True) + "\n"
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a bundle.
+
+    Raises:
+        BundleError: There is none, or it is not valid; the message names the file.
+    """
+    try:
+        entry = read_manifest(folder)
+        golden = entry["golden"]
+        certificate = entry["certificate"]
+        return Manifest(
+            artifact=str(entry["artifact"]),
+            target=str(entry["target"]),
+            recipe=str(entry["recipe"]),
+            inputs=tuple(_tensor(item) for item in entry["inputs"]),
+            outputs=tuple(_tensor(item) for item in entry["outputs"]),
+            bitwise=BitSummary(**entry["bitwise"]),
+            certificate=CertificateSummary(
+                int(certificate["proven"]),
+                tuple(str(name) for name in certificate["unproven"]),
+                {str(kind): int(count) for kind, count in certificate["kinds"].items()},
+            ),
+            samples=SampleInfo(**entry["samples"]),
+            versions=_texts(entry["versions"]),
+            runtime=VersionRange(**entry["runtime"]),
+            session_options=_texts(entry["session_options"]),
+            metrics={str(name): float(value) for name, value in entry["metrics"].items()},
+            evaluation_digest=entry["evaluation_digest"],
+            files=_texts(entry["files"]),
+            taps=tuple(TapInfo(**tap) for tap in entry["taps"]),
+            feeds=int(golden["feeds"]),
+            scalars=tuple(str(name) for name in golden["scalars"]),
+        )
+    except CheckError as error:
+        raise BundleError(str(error)) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        path = folder / "manifest.json"
+        raise BundleError(f"{path}: not a manifest that edgeq wrote: {error!r}") from error
+
+
+def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
+    shape = entry["shape"]
+    return TensorInfo(
+        name=str(entry["name"]),
+        dtype=str(entry["dtype"]),
+        shape=None if shape is None else tuple(shape),
+        scale=None if entry.get("scale") is None else float(entry["scale"]),
+        zero_point=None if entry.get("zero_point") is None else int(entry["zero_point"]),
+    )
+
+
+def _texts(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in entry.items()}
