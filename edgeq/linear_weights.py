@@ -6,7 +6,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.graph import Editor, constant, float_attribute, int_attribute
+from edgeq.graph import (
+    Editor,
+    constant,
+    float_attribute,
+    int_attribute,
+    ints_attribute,
+    string_attribute,
+)
 
 Float64 = NDArray[np.float64]
 
@@ -80,7 +87,7 @@ def set_linear_weights(node: ir.Node, weights: LinearWeights, editor: Editor) ->
     """Give `node` new weights, rounded to float32 once; shared initializers are not touched."""
     old = node.inputs[1]
     assert old is not None and old.shape is not None and old.name is not None
-    shape = tuple(int(d) for d in old.shape)
+    shape = tuple(old.shape.numpy())
     weight = editor.initializer(
         f"{old.name}_folded", weights.weight.astype(np.float32).reshape(shape)
     )
@@ -94,3 +101,48 @@ def set_linear_weights(node: ir.Node, weights: LinearWeights, editor: Editor) ->
         return
     node.resize_inputs(3)
     node.replace_input_with(2, bias)
+
+
+def has_padding(node: ir.Node) -> bool:
+    """Whether a Conv may see zeros around its input; a Gemm never does."""
+    if node.op_type == "Gemm":
+        return False
+    automatic = string_attribute(node, "auto_pad", "NOTSET")
+    if automatic == "NOTSET":
+        return any(ints_attribute(node, "pads", ()))
+    return automatic != "VALID"
+
+
+def input_channels(node: ir.Node) -> int:
+    """Return how many input channels a Conv or Gemm with constant weights has."""
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    if node.op_type == "Conv":
+        return int(weight.shape[1]) * int_attribute(node, "group", 1)
+    return int(weight.shape[1 if int_attribute(node, "transB", 0) else 0])
+
+
+def behind_affine(node: ir.Node, factor: Float64, offset: Float64) -> LinearWeights:
+    """Return the weights of a Conv or Gemm that reads `x` in place of `factor * x + offset`.
+
+    Args:
+        node: A node with constant weights; zeros around its input must not matter, or `offset`
+            must be zero.
+        factor: (input channels,).
+        offset: (input channels,).
+    """
+    weights = linear_weights(node)
+    assert weights is not None
+    w = weights.weight
+    if node.op_type == "Gemm":
+        inner = 1 - weights.axis
+        shape = [1, 1]
+        shape[inner] = -1
+        bias = weights.bias + (w * offset.reshape(shape)).sum(inner)
+        return LinearWeights(w * factor.reshape(shape), bias, weights.axis)
+    group = int_attribute(node, "group", 1)
+    grouped = w.reshape(group, -1, *w.shape[1:])  # [group, out / group, in / group, ...]
+    per_input = (group, 1, w.shape[1], *[1] * (w.ndim - 2))
+    shift = (grouped * offset.reshape(per_input)).reshape(weights.bias.size, -1).sum(1)
+    scaled = (grouped * factor.reshape(per_input)).reshape(w.shape)
+    return LinearWeights(scaled, weights.bias + shift, 0)

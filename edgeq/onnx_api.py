@@ -78,12 +78,13 @@ def convert_opset(model: ir.Model, opset: int) -> ir.Model:
 def infer_shapes(model: ir.Model) -> None:
     """Write the shapes and types that ONNX infers, values of small integer tensors included.
 
-    A shape is replaced only by one that says more.
+    What was known and cannot be inferred stays.
 
     Raises:
         onnx.shape_inference.InferenceError: Shapes or types contradict each other.
     """
     proto, _ = without_weights(model)
+    del proto.graph.value_info[:]  # what is known so far may be less than what can be inferred now
     inferred = onnx.shape_inference.infer_shapes(
         proto, check_type=True, strict_mode=True, data_prop=True
     )
@@ -101,8 +102,22 @@ def _adopt(value: ir.Value, info: onnx.ValueInfoProto) -> None:
     kind = info.type.tensor_type
     if kind.elem_type:
         value.type = ir.TensorType(ir.DataType(kind.elem_type))
-    if kind.HasField("shape"):
-        dims = [
-            d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim
-        ]
-        value.shape = ir.Shape(dims)
+    if not kind.HasField("shape"):
+        return
+    dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
+    old = list(value.shape) if value.shape is not None and len(value.shape) == len(dims) else None
+    known = old or [None] * len(dims)
+    value.shape = ir.Shape([_better(a, b) for a, b in zip(dims, known, strict=True)])
+
+
+def _better(new: int | str | None, old: int | ir.SymbolicDim | None) -> int | str | None:
+    """Return the dimension that says more; a name that ONNX invented says nothing."""
+    if new is not None and not _invented(new):
+        return new
+    name = old.value if isinstance(old, ir.SymbolicDim) else old
+    return None if _invented(name) else name
+
+
+def _invented(dim: int | str | None) -> bool:
+    # The numbers in these names start anew with every inference, so they must not be kept.
+    return isinstance(dim, str) and dim.startswith("unk__")
