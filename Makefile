@@ -29,8 +29,8 @@ check: $(VENV)/dev.stamp ## Lint, check the format, the types and the layers
 	$(BIN)/python -m pytest tests/test_layering.py
 
 bench: $(VENV)/test.stamp ## Measure accuracy and speed on the models of ../shared/zoo
-	$(BIN)/python benchmarks/accuracy.py
-	$(BIN)/python benchmarks/deployed.py
+	$(BIN)/python -m benchmarks.accuracy --keep build/bench
+	$(BIN)/python -m benchmarks.deployed --bundles build/bench
 
 samples: $(VENV)/test.stamp ## Train the digits classifier anew
 	$(BIN)/python samples/digits/train.py
