@@ -8,10 +8,9 @@ A pass is a frozen dataclass in a file of its own under `passes/`; its fields ar
 import dataclasses
 import importlib
 import pkgutil
-import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -20,6 +19,9 @@ from edgeq.calibrate import Calibration, Samples
 from edgeq.errors import EdgeqError, PassError, RecipeError, UnknownNameError, suggest
 from edgeq.numerics.affine import QParams
 from edgeq.recipe import Recipe
+from edgeq.steps import Step as Step
+from edgeq.steps import format_steps as format_steps
+from edgeq.steps import parse_steps as parse_steps
 from edgeq.targeting import Capabilities
 
 
@@ -32,8 +34,10 @@ class Context:
         capabilities: What the target can do.
         samples: The calibration samples; each iteration streams them anew.
         calibration: What they showed, by value name; None before calibration.
+        reference: The prepared float model that was calibrated; None before calibration.
         qparams: The decided parameters of activations, by value name.
         input_types: Graph inputs that the user wants to feed as codes: name to qtype name.
+        output_types: Graph outputs that the user wants as codes: name to qtype name.
         seed: The only source of randomness.
         notes: What a pass wants the report to say, as (pass or subject, text).
     """
@@ -42,8 +46,10 @@ class Context:
     capabilities: Capabilities
     samples: Samples
     calibration: Calibration | None = None
+    reference: ir.Model | None = None
     qparams: dict[str, QParams] = field(default_factory=dict)
     input_types: Mapping[str, str] = field(default_factory=dict)
+    output_types: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     notes: list[tuple[str, str]] = field(default_factory=list)
 
@@ -72,14 +78,6 @@ class Pass(ABC):
 
 
 @dataclass(frozen=True)
-class Step:
-    """One entry of a pipeline text: a pass's name and its options as written."""
-
-    name: str
-    options: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class PassRecord:
     """What one pass did.
 
@@ -92,43 +90,6 @@ class PassRecord:
     name: str
     rewrites: int
     seconds: float
-
-
-_STEP = re.compile(r"\s*(?P<name>[a-z0-9][a-z0-9-]*)\s*(?:\{(?P<options>[^{}]*)\})?\s*")
-
-
-def parse_steps(text: str) -> list[Step]:
-    """Parse a pipeline text into steps.
-
-    >>> parse_steps("cleanup, equalize{iterations=2}")[1].options
-    {'iterations': '2'}
-
-    Raises:
-        RecipeError: The text is not a list of `name{option=value,...}`.
-    """
-    steps, position = [], 0
-    while position < len(text.rstrip()):
-        match = _STEP.match(text, position)
-        if match is None or match.end() < len(text) and text[match.end()] != ",":
-            raise RecipeError(f"pipeline: cannot read {text[position:].strip()!r}")
-        options = {}
-        for item in filter(None, (match["options"] or "").split(",")):
-            key, equals, value = item.partition("=")
-            if not equals:
-                raise RecipeError(f"pipeline: write {item.strip()!r} as option=value")
-            options[key.strip()] = value.strip()
-        steps.append(Step(match["name"], options))
-        position = match.end() + 1
-    return steps
-
-
-def format_steps(steps: Iterable[Step]) -> str:
-    """Return the pipeline text of `steps`."""
-    texts = []
-    for step in steps:
-        options = ",".join(f"{k}={v}" for k, v in step.options.items())
-        texts.append(f"{step.name}{{{options}}}" if options else step.name)
-    return ", ".join(texts)
 
 
 def pass_names() -> list[str]:

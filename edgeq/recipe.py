@@ -1,24 +1,26 @@
 """Recipes: what the user asks for, as TOML read into frozen values.
 
-    schema_version = 1
-    summary = "..."
-    [activation]                  # the default for activations
-    qtype = "uint8"
-    scale = "float"               # or "power_of_two"
-    observer = "mse"              # minmax, moving_average, percentile, entropy, mse
-    [weight]
-    qtype = "int8"
-    granularity = "per_channel"
-    symmetric = true
-    [[rule]]                      # in order; the last match wins, field by field
-    op_type = "Softmax"
-    name = "head/*"
-    keep_float = true
-    [rule.activation]
-    observer = "minmax"
-    [pipeline]
-    prepare = "cleanup, fold-batchnorm, ..."      # float to float, before calibration
-    quantize = "choose-qparams, insert-qdq, correct-bias{samples=32}, ..."
+schema_version = 1
+summary = "..."
+[activation]                  # the default for activations
+qtype = "uint8"
+scale = "float"               # or "power_of_two"
+observer = "mse"              # minmax, moving_average, percentile, entropy, mse
+[weight]
+qtype = "int8"
+granularity = "per_channel"
+symmetric = true
+[[rule]]                      # in order; the last match wins, field by field
+op_type = "Softmax"
+name = "head/*"
+keep_float = true
+[rule.activation]
+observer = "minmax"
+[pipeline]
+prepare = "cleanup, fold-batchnorm, ..."      # float to float, before calibration
+quantize = "choose-qparams, insert-qdq, correct-bias{samples=32}, ..."
+
+Keys that are not known are refused, with the closest known one as a suggestion.
 """
 
 import dataclasses
@@ -37,6 +39,7 @@ else:
 
 from edgeq.errors import RecipeError, UnknownNameError, suggest
 from edgeq.numerics.qtype import QTYPES
+from edgeq.steps import format_steps, parse_steps
 
 SCHEMA_VERSION = 1
 OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
@@ -278,13 +281,11 @@ def _rule(table: dict[str, Any], title: str) -> Rule:
         for role in ("activation", "weight")
     }
     rest = {k: v for k, v in table.items() if k not in roles}
-    return Rule(**rest, **roles)
+    return Rule(**rest, activation=roles["activation"], weight=roles["weight"])
 
 
 def _with_options(pipeline: str, options: Mapping[str, Any]) -> str:
     """Write `[passes.NAME]` options into the pipeline text, where the pass stands in it."""
-    from edgeq.passing import format_steps, parse_steps
-
     steps = parse_steps(pipeline)
     merged = [
         dataclasses.replace(s, options={**s.options, **_texts(options.get(s.name, {}))})
