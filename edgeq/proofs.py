@@ -5,6 +5,7 @@ the definition and the formula of every CPU (`edgeq.numerics.ort_kernels`) are c
 them and compared. Results are kept by the parameters: the same question is answered once.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -257,7 +258,7 @@ class UnaryProof:
     """How far the 256 results of a function of one quantized value are from rounding ties.
 
     Attributes:
-        distance: The smallest distance, in LSB of the result; infinite where no tie matters.
+        distance: The smallest distance, in LSB of the result; NaN if the function is not defined.
         code: The input code that has it.
         margin: The assumed bound of the error of any CPU's float32 function, in LSB.
     """
@@ -300,11 +301,13 @@ def certify_unary(
         margin: In LSB of the result.
     """
     codes = _codes(x.qtype)
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         real = function(x.dequantize(codes).astype(np.float64)) / float(y.scale)
     low, high = y.qtype.qmin - int(y.zero_point), y.qtype.qmax - int(y.zero_point)
     tie = np.clip(np.floor(real), low, high - 1) + 0.5
     distance = np.abs(real - tie)
-    assert not np.isnan(distance).any(), "the function is defined for every code"
+    if np.isnan(distance).any():
+        at = int(np.argmax(np.isnan(distance)))
+        return UnaryProof(math.nan, int(codes[at]), margin)
     at = int(np.argmin(distance))
     return UnaryProof(float(distance[at]), int(codes[at]), margin)

@@ -1,6 +1,7 @@
 """Enumeration finds what differs, proves what does not, and odd ratios leave nothing to find."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from edgeq.numerics.odd_ratio import (
     odd_multiples,
 )
 from edgeq.numerics.ort_kernels import ARM, AVX2, CPUS, SSE
-from edgeq.numerics.qtype import INT8, INT16, UINT8
+from edgeq.numerics.qtype import INT8, INT16, UINT8, QType
 from edgeq.proofs import (
+    FusionProof,
     certify_unary,
     define_add,
     prove_add,
@@ -30,11 +32,11 @@ F32 = np.float32
 zero_points = st.integers(0, 255)
 
 
-def qp(scale, zero_point, qtype=UINT8):
+def qp(scale: Any, zero_point: Any, qtype: QType = UINT8) -> QParams:
     return QParams(qtype, np.array(scale, np.float32), np.array(zero_point, np.int32))
 
 
-def cpus(proof):
+def cpus(proof: FusionProof) -> list[str]:
     return sorted({d.cpu for d in proof.disagreements})
 
 

@@ -1,0 +1,160 @@
+"""The certificate: for every node, why its bits are the same on every CPU that a target claims.
+
+Nodes are visited in graph order; for every value the facts of `edgeq.exactness` are derived from
+those of its inputs, starting from what codes can be. A node without a proof is reported once; what
+is computed from its float result is "inherited", not reported again, and codes made of it count as
+any codes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeq.exactness import DETERMINED, UNPROVEN, Fact, Grid, Unproven, grid, grid_of, join
+from edgeq.float_proofs import Reason, prove_float
+from edgeq.fused_proofs import prove_fused
+from edgeq.graph import constant
+from edgeq.integer_proofs import prove_integer
+from edgeq.numerics.qtype import QTYPES
+from edgeq.qdq import linear_group, operand, quantize_node
+from edgeq.targeting import Capabilities
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Why one node's bits are the same everywhere.
+
+    Attributes:
+        node: Its name.
+        op_type: Its operator.
+        kind: `integer`, `exact sum`, `ieee`, `enumerated`, `table`, `data movement`, `unproven`,
+            or `inherited`: the node adds nothing to the doubt about its inputs.
+        detail: The bound, the enumeration or the reason, in words.
+    """
+
+    node: str
+    op_type: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The proofs of all nodes, in graph order."""
+
+    proofs: tuple[Proof, ...]
+
+    @property
+    def proven(self) -> int:
+        """How many nodes have a proof."""
+        return sum(p.kind not in ("unproven", "inherited") for p in self.proofs)
+
+    @property
+    def unproven(self) -> tuple[Proof, ...]:
+        """The nodes that have none."""
+        return tuple(p for p in self.proofs if p.kind == "unproven")
+
+
+def certify(model: ir.Model, capabilities: Capabilities) -> Certificate:
+    """Return a proof, or the reason why there is none, for every node of the main graph.
+
+    Args:
+        model: The quantized model, shapes inferred: bounds of sums need the lengths of axes.
+        capabilities: What the target's runtime fuses, and the weights that its CPUs multiply right.
+    """
+    facts: dict[ir.Value, Fact] = {}
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        facts[value] = _given(value)
+    proofs = []
+    # The codes that a group makes appear behind its QuantizeLinear: what it adds is proven there.
+    for node in model.graph:
+        reason = _prove(node, facts, capabilities)
+        for output in node.outputs:
+            facts[output] = _bounded(output, reason.fact)
+        detail = reason.detail
+        proofs.append(Proof(node.name or "", node.op_type, reason.kind, detail))
+    return Certificate(tuple(proofs))
+
+
+def _prove(node: ir.Node, facts: dict[ir.Value, Fact], capabilities: Capabilities) -> Reason:
+    if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
+        return Reason("unproven", "subgraphs are not examined", UNPROVEN)
+    inputs = [None if v is None else _fact(v, facts) for v in node.inputs]
+    if node.domain:
+        return Reason("unproven", f"operator of the domain {node.domain}", UNPROVEN)
+    if node.op_type == "DequantizeLinear":
+        return _dequantize(node, inputs)
+    if node.op_type == "QuantizeLinear":
+        return _quantize(node)
+    group = linear_group(node)
+    if group is not None:
+        fused = node.op_type in capabilities.fused
+        if node.op_type != "Mul" or not fused:
+            return prove_integer(group, capabilities)
+    found = prove_fused(node, capabilities)
+    if found is not None:
+        return found
+    if any(isinstance(f, Unproven) for f in inputs):
+        return Reason("inherited", "its inputs are not proven", UNPROVEN)
+    return prove_float(node, inputs)
+
+
+def _fact(value: ir.Value, facts: dict[ir.Value, Fact]) -> Fact:
+    return facts[value] if value in facts else _given(value)
+
+
+def _given(value: ir.Value) -> Fact:
+    """Return what is known of an initializer, or of an input by its type alone."""
+    array = constant(value)
+    if array is not None:
+        return grid_of(array) if array.dtype.kind in "iubf" else DETERMINED
+    return _codes(value) or DETERMINED
+
+
+def _codes(value: ir.Value) -> Grid | None:
+    qtype = None if value.dtype is None else QTYPES.get(value.dtype.name.lower())
+    if qtype is None or qtype.bits > 16:
+        return None
+    return Grid(1.0, float(qtype.qmin), float(qtype.qmax))
+
+
+def _bounded(value: ir.Value, fact: Fact) -> Fact:
+    """Return the fact of an output; codes are at least known to be codes, whatever made them."""
+    if value.const_value is not None:
+        return _given(value)
+    codes = _codes(value)
+    if codes is None:
+        return fact
+    if isinstance(fact, Grid) and codes.low <= fact.low and fact.high <= codes.high:
+        return fact
+    return codes
+
+
+def _dequantize(node: ir.Node, inputs: list[Fact | None]) -> Reason:
+    found = operand(node.outputs[0])
+    detail = "one float32 product of an exact difference"
+    if found is None:
+        if constant(node.inputs[1]) is None:
+            return Reason("ieee", f"{detail}, parameters computed at run time", DETERMINED)
+        return Reason("ieee", detail, DETERMINED)
+    if found.array is not None:
+        return Reason("ieee", detail, grid_of(found.qparams.dequantize(found.array)))
+    scale = np.atleast_1d(found.qparams.scale)
+    fractions = np.frexp(scale)[0]
+    codes = inputs[0]
+    if not isinstance(codes, Grid) or not np.all(fractions == 0.5):
+        return Reason("ieee", detail, DETERMINED)
+    zeros = np.atleast_1d(found.qparams.zero_point)
+    low, high = ((bound - zeros) * scale for bound in (codes.low, codes.high))
+    return Reason("ieee", detail, grid(float(scale.min()), float(low.min()), float(high.max())))
+
+
+def _quantize(node: ir.Node) -> Reason:
+    """Return the proof of a QuantizeLinear: division, rounding and sum are single operations."""
+    detail = "one IEEE division, round half to even, zero point, saturation"
+    found = quantize_node(node)
+    if found is None:
+        return Reason("ieee", detail, DETERMINED)
+    qtype = found.qparams.qtype
+    return Reason("ieee", detail, join(Grid(1.0, float(qtype.qmin), float(qtype.qmax))))

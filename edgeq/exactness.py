@@ -1,0 +1,153 @@
+"""What is known about the bits of a float value, without running the model.
+
+A value is on a `Grid` when every element is an integer multiple of a power of two and lies between
+known bounds. While no magnitude exceeds 2**24 steps, float32 holds every such number, and sums and
+products of them that stay within that limit are exact: in any order, with or without FMA, on every
+CPU. A value off any grid may still be `DETERMINED`: made by single IEEE operations from values that
+are. `UNPROVEN` says that neither is known.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+EXACT_STEPS = 2**24
+_SMALLEST = 2.0**-126  # steps are normal numbers: some CPUs flush others to zero
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every element is an integer multiple of `step` and lies in [low, high].
+
+    Attributes:
+        step: A power of two.
+        low: Lower bound.
+        high: Upper bound.
+    """
+
+    step: float
+    low: float
+    high: float
+
+    @property
+    def magnitude(self) -> float:
+        """Largest magnitude that an element can have."""
+        return max(abs(self.low), abs(self.high))
+
+    @property
+    def steps(self) -> float:
+        """The magnitude in steps: exact up to `EXACT_STEPS`."""
+        return self.magnitude / self.step
+
+    @property
+    def exact(self) -> bool:
+        """Whether float32 holds every element, and every partial sum within the bounds."""
+        return self.steps <= EXACT_STEPS and self.step >= _SMALLEST
+
+
+@dataclass(frozen=True)
+class Determined:
+    """The bits are the same on every IEEE machine, but no grid is known."""
+
+
+@dataclass(frozen=True)
+class Unproven:
+    """The bits may depend on the CPU."""
+
+
+DETERMINED: Final = Determined()
+UNPROVEN: Final = Unproven()
+Fact = Grid | Determined | Unproven
+
+
+def grid(step: float, low: float, high: float) -> Fact:
+    """Return the grid if float32 holds all of it, else `DETERMINED`."""
+    found = Grid(step, low, high)
+    return found if found.exact else DETERMINED
+
+
+def is_power_of_two(value: float) -> bool:
+    """Whether `value` is a positive power of two.
+
+    >>> [is_power_of_two(v) for v in (0.25, 1.0, 3.0, 0.0)]
+    [True, True, False, False]
+    """
+    return value > 0 and math.isfinite(value) and math.frexp(value)[0] == 0.5
+
+
+def grid_of(array: NDArray[Any]) -> Fact:
+    """Return the coarsest grid that holds a constant.
+
+    >>> grid_of(np.array([0.5, -3.0], np.float32))
+    Grid(step=0.5, low=-3.0, high=0.5)
+    """
+    if array.dtype.kind in "iub":
+        if not array.size:
+            return grid(1.0, 0.0, 0.0)
+        return grid(1.0, float(array.min()), float(array.max()))
+    values = np.asarray(array, np.float64).reshape(-1)
+    if not np.all(np.isfinite(values)):
+        return DETERMINED
+    nonzero = values[values != 0]
+    if not nonzero.size:
+        return grid(1.0, 0.0, 0.0)
+    fraction, exponent = np.frexp(nonzero)
+    digits = np.abs(np.ldexp(fraction, 53)).astype(np.int64)
+    lowest = np.log2((digits & -digits).astype(np.float64)).astype(np.int64)
+    step = 2.0 ** int((exponent + lowest - 53).min())
+    return grid(step, float(values.min()), float(values.max()))
+
+
+def join(*facts: Fact) -> Fact:
+    """Return what holds for a value that takes its elements from several."""
+    if any(isinstance(f, Unproven) for f in facts):
+        return UNPROVEN
+    grids = [f for f in facts if isinstance(f, Grid)]
+    if len(grids) < len(facts) or not grids:
+        return DETERMINED
+    step = min(g.step for g in grids)
+    return grid(step, min(g.low for g in grids), max(g.high for g in grids))
+
+
+def add(a: Fact, b: Fact) -> Fact:
+    """Return the fact of one IEEE addition."""
+    if isinstance(a, Grid) and isinstance(b, Grid):
+        return grid(min(a.step, b.step), a.low + b.low, a.high + b.high)
+    return join(a, b)
+
+
+def negate(a: Fact) -> Fact:
+    """Return the fact of a negation."""
+    return Grid(a.step, -a.high, -a.low) if isinstance(a, Grid) else a
+
+
+def multiply(a: Fact, b: Fact) -> Fact:
+    """Return the fact of one IEEE multiplication."""
+    if isinstance(a, Grid) and isinstance(b, Grid):
+        corners = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
+        return grid(a.step * b.step, min(corners), max(corners))
+    return join(a, b)
+
+
+def divide(a: Fact, b: Fact) -> Fact:
+    """Return the fact of one IEEE division: exact by one power of two, else only determined."""
+    one = isinstance(b, Grid) and b.low == b.high and is_power_of_two(b.low)
+    if one and isinstance(a, Grid) and isinstance(b, Grid):
+        return grid(a.step / b.low, a.low / b.low, a.high / b.low)
+    return UNPROVEN if isinstance(join(a, b), Unproven) else DETERMINED
+
+
+def clip(a: Fact, low: float, high: float, bounds: Fact) -> Fact:
+    """Return the fact of limiting `a` to [low, high], where `bounds` is that of the limits."""
+    joined = join(a, bounds)
+    if not isinstance(a, Grid) or not isinstance(joined, Grid):
+        return joined
+    return Grid(joined.step, min(max(a.low, low), high), max(min(a.high, high), low))
+
+
+def sum_of(a: Grid, count: int) -> Grid:
+    """Return the grid of a sum of up to `count` elements, partial sums included; maybe inexact."""
+    return Grid(a.step, min(a.low * count, a.low, 0.0), max(a.high * count, a.high, 0.0))

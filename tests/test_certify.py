@@ -1,0 +1,390 @@
+"""Every kind of node gets its proof, and what breaks one is found and named."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from edgeq.certify import Certificate, certify
+from edgeq.targeting import Capabilities
+
+FUSED = frozenset(
+    {"Add", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Softmax"}
+)
+ORT = Capabilities(fused=FUSED)
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def f32(*values: float) -> NDArray[np.float32]:
+    return np.array(values if len(values) != 1 else values[0], np.float32)
+
+
+def u8(value: int) -> NDArray[np.uint8]:
+    return np.array(value, np.uint8)
+
+
+def model(body: str, constants: Arrays, inputs: str, outputs: str = "float[?] y") -> ir.Model:
+    """A model of the nodes in `body`; constants become initializers, shapes are inferred."""
+    text = f'<ir_version: 10, opset_import: ["" : 21]> g ({inputs}) => ({outputs}) {{ {body} }}'
+    proto = onnx.parser.parse_model(text.replace("[?]", ""))
+    for name, array in constants.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+
+
+UNITS = "xd = DequantizeLinear(x, one, z)"
+BASE: Arrays = {"one": f32(1), "z": u8(10), "half": f32(0.5), "third": f32(1 / 3), "zy": u8(7)}
+
+
+def certificate(
+    body: str,
+    constants: Arrays | None = None,
+    inputs: str = "uint8[1,8,10,10] x",
+    capabilities: Capabilities = ORT,
+    outputs: str = "float[?] y",
+) -> Certificate:
+    return certify(model(body, {**BASE, **(constants or {})}, inputs, outputs), capabilities)
+
+
+def kinds(found: Certificate) -> list[str]:
+    return [p.kind for p in found.proofs]
+
+
+def last(found: Certificate) -> tuple[str, str]:
+    return found.proofs[-1].kind, found.proofs[-1].detail
+
+
+RNG = np.random.default_rng(0)
+W8 = RNG.integers(-127, 128, (4, 8, 3, 3)).astype(np.int8)
+CONV = (
+    "xd = DequantizeLinear(x, sx, z) wd = DequantizeLinear<axis=0>(w, sw, zw)"
+    " bd = DequantizeLinear<axis=0>(b, sb, zb) c = Conv(xd, wd, bd) y = QuantizeLinear(c, sy, zy)"
+)
+SW = f32(0.1, 0.2, 0.3, 0.4)
+
+
+def conv(**changes: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    sx = f32(0.02)
+    return {
+        "sx": sx,
+        "w": W8,
+        "sw": SW,
+        "zw": np.zeros(4, np.int8),
+        "b": np.array([5, -6, 7, 100], np.int32),
+        "sb": np.asarray(sx * SW, np.float32),
+        "zb": np.zeros(4, np.int32),
+        "sy": f32(0.5),
+        **changes,
+    }
+
+
+def test_an_integer_conv_has_the_bound_of_its_accumulator() -> None:
+    found = certificate(CONV, conv(), outputs="uint8[?] y")
+    assert found.unproven == () and found.proven == 5
+    proof = found.proofs[3]
+    bias = np.array([5, 6, 7, 100])
+    bound = int((np.abs(W8.astype(int)).reshape(4, -1).sum(1) * 245 + bias).max())
+    assert proof.kind == "integer" and f"|acc| <= {bound} " in proof.detail
+
+
+CONV_FAULTS = [
+    ("beyond int32", {"b": np.array([2**31 - 1, 0, 0, 0], np.int32)}, "beyond int32"),
+    ("weight -128", {"w": np.where(W8 == W8.max(), -128, W8).astype(np.int8)}, "outside [-127"),
+    ("denormal M", {"sy": f32(1e38), "sx": f32(0.02)}, "denormal"),
+]
+
+
+@pytest.mark.parametrize(("rule", "change", "text"), CONV_FAULTS, ids=[r[0] for r in CONV_FAULTS])
+def test_conv_faults(rule: str, change: Arrays, text: str) -> None:
+    found = certificate(CONV, conv(**change), outputs="uint8[?] y")
+    assert len(found.unproven) == 1 and text in found.unproven[0].detail
+    assert found.unproven[0].op_type == "Conv"
+
+
+def test_int8_activations_are_not_proven() -> None:
+    found = certificate(
+        CONV,
+        conv(z=np.array(3, np.int8), zy=np.array(4, np.int8)),
+        "int8[1,8,10,10] x",
+        outputs="int8[?] y",
+    )
+    assert [p.op_type for p in found.unproven] == ["Conv"]
+    assert "int8" in found.unproven[0].detail
+
+
+PAIR = "ad = DequantizeLinear(a, sa, z) bd = DequantizeLinear(b, sb, z) r = {op}(ad, bd)"
+PAIR += " y = QuantizeLinear(r, sy, zy)"
+PAIR_ROWS: list[tuple[str, str, tuple[float, float, float], int, str]] = [
+    ("Add of odd multiples", "Add", (0.03, 0.05, 0.07), 7, "enumerated"),
+    ("Add of powers of two, odd zero point", "Add", (0.5, 0.5, 1.0), 7, "unproven"),
+    ("Add of powers of two, even: Arm", "Add", (0.5, 0.5, 1.0), 8, "unproven"),
+    ("Sum of the same is never fused", "Sum", (0.5, 0.5, 1.0), 7, "ieee"),
+    ("Sub", "Sub", (0.1, 0.3, 0.2), 7, "ieee"),
+    ("Div", "Div", (0.1, 0.3, 0.2), 7, "ieee"),
+    ("Mul by an odd fraction", "Mul", (0.5, 0.5, 15.75), 7, "enumerated"),
+    ("Mul with ties and an odd zero point", "Mul", (0.5, 0.5, 16.0), 7, "unproven"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "op", "scales", "zero", "kind"), PAIR_ROWS, ids=[r[0] for r in PAIR_ROWS]
+)
+def test_pairs(
+    rule: str, op: str, scales: tuple[float, float, float], zero: int, kind: str
+) -> None:
+    sa, sb, sy = (f32(s) for s in scales)
+    found = certificate(
+        PAIR.format(op=op),
+        {"sa": sa, "sb": sb, "sy": sy, "zy": u8(zero)},
+        "uint8[4,5] a, uint8[4,5] b",
+        outputs="uint8[?] y",
+    )
+    assert kinds(found) == ["ieee", "ieee", kind, "ieee"]
+
+
+def test_a_target_that_fuses_nothing_needs_no_enumeration() -> None:
+    found = certificate(
+        PAIR.format(op="Add"),
+        {"sa": f32(0.5), "sb": f32(0.5), "sy": f32(1), "zy": u8(7)},
+        "uint8[4,5] a, uint8[4,5] b",
+        Capabilities(),
+        "uint8[?] y",
+    )
+    assert found.unproven == ()
+
+
+POOL_2 = "p = AveragePool<kernel_shape=[2,2], strides=[2,2]>(xd) y = QuantizeLinear(p, one, zy)"
+CEIL = "p = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1], ceil_mode=1,"
+CEIL += " count_include_pad=1>(xd) y = QuantizeLinear(p, third, zy)"
+POOL_ROWS = [
+    ("average pool, odd zero point", POOL_2, 7, "unproven", "differs for"),
+    ("average pool, even zero point", POOL_2, 8, "enumerated", "1021 inputs"),
+    ("its divisor is another one", CEIL, 7, "unproven", "ceil_mode"),
+    (
+        "global pool of 10x10: a rounded reciprocal",
+        "p = GlobalAveragePool(xd) y = QuantizeLinear(p, half, zy)",
+        8,
+        "unproven",
+        "25501 inputs",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "body", "zero", "kind", "text"), POOL_ROWS, ids=[r[0] for r in POOL_ROWS]
+)
+def test_fused_pools(rule: str, body: str, zero: int, kind: str, text: str) -> None:
+    found = certificate(f"{UNITS} {body}", {"zy": u8(zero)}, outputs="uint8[?] y")
+    assert kinds(found) == ["ieee", kind, "ieee"]
+    assert text in found.proofs[1].detail
+
+
+WF = W8.astype(np.float32)
+WT = W8.transpose(1, 0, 2, 3).copy()
+BIG = np.full((4, 8, 3, 3), 2**14 + 1, np.float32)
+SUM_ROWS: list[tuple[str, str, Arrays, str, str]] = [
+    ("Conv of units", "y = Conv(xd, w)", {"w": WF}, "exact sum", "multiples of 1,"),
+    ("Conv, sum over 2**24", "y = Conv(xd, w)", {"w": BIG}, "unproven", "beyond 2**24"),
+    ("Conv off the grid", "y = Conv(xd, w)", {"w": WF * f32(0.1)}, "unproven", "no known grid"),
+    (
+        "Conv whose float weights take in a Mul",
+        "c = Conv(xd, w) y = Mul(c, third)",
+        {"w": WF},
+        "unproven",
+        "folded",
+    ),
+    (
+        "ConvTranspose with dequantized weights, then Mul",
+        "wd = DequantizeLinear(wt, one, zw) c = ConvTranspose(xd, wd) y = Mul(c, third)",
+        {"wt": WT, "zw": np.array(0, np.int8)},
+        "exact sum",
+        "multiples of 1,",
+    ),
+    (
+        "ReduceMean",
+        "y = ReduceMean(xd, hw)",
+        {"hw": np.array([2, 3])},
+        "exact sum",
+        "IEEE division",
+    ),
+    ("ReduceSum", "y = ReduceSum(xd, hw)", {"hw": np.array([2, 3])}, "exact sum", "24500 <="),
+    ("GlobalAveragePool in the tail", "y = GlobalAveragePool(xd)", {}, "exact sum", "division"),
+    ("AveragePool in the tail", "y = AveragePool<kernel_shape=[3,3]>(xd)", {}, "exact sum", "2205"),
+    (
+        "Resize by two",
+        'y = Resize<mode="linear">(xd, , by)',
+        {"by": f32(1, 1, 2, 2)},
+        "exact sum",
+        "multiples of 0.0625,",
+    ),
+    (
+        "Resize by three",
+        'y = Resize<mode="linear">(xd, , by)',
+        {"by": f32(1, 1, 3, 3)},
+        "unproven",
+        "power of two",
+    ),
+    (
+        "Resize cubic",
+        'y = Resize<mode="cubic">(xd, , by)',
+        {"by": f32(1, 1, 2, 2)},
+        "unproven",
+        "cubic",
+    ),
+    (
+        "Resize nearest",
+        'y = Resize<mode="nearest">(xd, , by)',
+        {"by": f32(1, 1, 3, 3)},
+        "data movement",
+        "copied",
+    ),
+    (
+        "a mean of values that are on no grid",
+        "m = Mul(xd, third) y = ReduceMean(m, hw)",
+        {"hw": np.array([2, 3])},
+        "unproven",
+        "no known grid",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "body", "arrays", "kind", "text"), SUM_ROWS, ids=[r[0] for r in SUM_ROWS]
+)
+def test_float_sums(rule: str, body: str, arrays: Arrays, kind: str, text: str) -> None:
+    found = certificate(f"{UNITS} {body}", arrays)
+    named = [p for p in found.proofs if text in p.detail]
+    assert [p.kind for p in named] == [kind], [(p.op_type, p.kind, p.detail) for p in found.proofs]
+    assert len(found.unproven) == (kind == "unproven")
+
+
+ELEMENTWISE = [
+    "Relu(xd)",
+    "Neg(xd)",
+    "Abs(xd)",
+    "Sqrt(xd)",
+    "LeakyRelu(xd)",
+    "Clip(xd, one, third)",
+    "Add(xd, third)",
+    "Mul(xd, third)",
+    "Sub(third, xd)",
+    "Div(xd, third)",
+    "Max(xd, third)",
+    "Min(xd, third)",
+    "PRelu(xd, third)",
+    "Sum(xd, third)",
+    "Round(xd)",
+]
+
+
+@pytest.mark.parametrize("call", ELEMENTWISE)
+def test_single_operations(call: str) -> None:
+    found = certificate(f"{UNITS} y = {call}")
+    assert kinds(found) == ["ieee", "ieee"]
+
+
+def test_integers_stay_on_their_grid_through_single_operations() -> None:
+    """Half units, clipped, negated and added, still sum exactly; the bound follows."""
+    body = f"{UNITS} h = Mul(xd, half) c = Clip(h, one, seven) n = Neg(c) s = Add(n, one)"
+    found = certificate(f"{body} y = ReduceSum(s, hw)", {"seven": f32(7), "hw": np.array([2, 3])})
+    assert last(found) == (
+        "exact sum",
+        "float sum of multiples of 0.5, at most 1200 <= 2**24 of them",
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "Reshape(xd, flat)",
+        "Transpose(xd)",
+        "MaxPool<kernel_shape=[2,2]>(xd)",
+        "ReduceMax(xd)",
+        "Concat<axis=1>(xd, xd)",
+        "Slice(xd, at, to)",
+        "Pad(xd, pads)",
+    ],
+)
+def test_movement(call: str) -> None:
+    arrays = {
+        "flat": np.array([1, -1]),
+        "at": np.array([0]),
+        "to": np.array([1]),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    }
+    found = certificate(f"{UNITS} y = {call}", arrays)
+    assert kinds(found) == ["ieee", "data movement"]
+
+
+def test_a_table_read_by_codes() -> None:
+    body = "i = Cast<to=6>(x) f = Reshape(i, flat) y = GatherElements<axis=0>(table, f)"
+    found = certificate(body, {"flat": np.array([-1]), "table": np.arange(256).astype(np.float32)})
+    assert kinds(found) == ["data movement", "data movement", "table"]
+
+
+def test_an_exact_softmax() -> None:
+    """Terms from a table of integers: their sum is exact, and one division follows."""
+    body = "i = Cast<to=6>(x) f = Reshape(i, rows) t = Reshape(i, flat)"
+    body += " e = GatherElements<axis=0>(table, t) r = Reshape(e, rows) s = ReduceSum(r, one_axis)"
+    body += " y = Div(r, s)"
+    arrays = {
+        "flat": np.array([-1]),
+        "rows": np.array([8, 100]),
+        "one_axis": np.array([1]),
+        "table": np.rint(np.exp(-np.arange(256) / 16) * 2**17).astype(np.float32),
+    }
+    found = certificate(body, arrays)
+    assert found.unproven == () and found.proofs[-2].kind == "exact sum"
+    arrays["table"] = np.exp(-np.arange(256) / 16).astype(np.float32)
+    broken = certificate(body, arrays)
+    assert [p.op_type for p in broken.unproven] == ["ReduceSum"]
+
+
+@pytest.mark.parametrize(
+    "op", ["Exp", "Tanh", "Erf", "Sigmoid", "Softplus", "Reciprocal", "Softmax"]
+)
+def test_a_transcendental_float_function_has_no_proof(op: str) -> None:
+    found = certificate(f"{UNITS} y = {op}(xd)")
+    assert [p.op_type for p in found.unproven] == [op]
+
+
+def test_doubt_is_reported_once_at_its_source() -> None:
+    found = certificate(f"{UNITS} e = Exp(xd) m = Mul(e, third) y = ReduceMean(m)")
+    assert kinds(found) == ["ieee", "unproven", "inherited", "inherited"]
+    assert found.proven == 1 and len(found.unproven) == 1
+
+
+def test_functions_between_codes_need_a_margin() -> None:
+    body = "xd = DequantizeLinear(x, s, z) t = Sigmoid(xd) y = QuantizeLinear(t, sy, zy)"
+    found = certificate(
+        body, {"s": f32(0.05), "sy": f32(1 / 255), "zy": u8(0)}, outputs="uint8[?] y"
+    )
+    assert kinds(found) == ["ieee", "unproven", "ieee"] and "table" in found.proofs[1].detail
+    found = certificate(body, {"s": f32(2.0), "sy": f32(1 / 64), "zy": u8(0)}, outputs="uint8[?] y")
+    assert kinds(found) == ["ieee", "table", "ieee"], found.proofs[1].detail
+
+
+def test_a_fused_softmax_has_no_proof() -> None:
+    body = f"{UNITS} s = Softmax(xd) y = QuantizeLinear(s, third, zy)"
+    found = certificate(body, outputs="uint8[?] y")
+    assert [p.op_type for p in found.unproven] == ["Softmax"]
+
+
+def test_subgraphs_and_other_domains_are_not_examined() -> None:
+    body = "y = If(c) <then_branch = a () => (float r) { r = Identity(one) },"
+    body += " else_branch = b () => (float q) { q = Identity(half) }>"
+    found = certificate(body, inputs="bool c")
+    assert kinds(found) == ["unproven"]
+
+
+def test_unknown_lengths_have_no_bound() -> None:
+    found = certificate(
+        f"{UNITS} y = ReduceSum(xd, hw)", {"hw": np.array([2, 3])}, "uint8[1,8,H,W] x"
+    )
+    assert kinds(found) == ["ieee", "unproven"] and "no bound" in found.proofs[1].detail
