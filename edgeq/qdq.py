@@ -19,6 +19,7 @@ from edgeq.graph import constant, int_attribute, sole_consumer
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import QTYPES, QType
 
+REAL_NAME = "edgeq.real"  # metadata of codes: the name of the float model's value they stand for
 LINEAR_OPS = ("Conv", "Gemm", "MatMul", "Mul")
 
 
@@ -107,7 +108,7 @@ def _code_type(value: ir.Value | None) -> QType | None:
 
 
 def operand(value: ir.Value | None) -> Operand | None:
-    """Return how `value` is dequantized; `None` unless a DequantizeLinear with constants makes it."""
+    """Return how `value` is dequantized; `None` unless constants and a DequantizeLinear do it."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != "DequantizeLinear" or node.domain:
         return None
@@ -142,6 +143,16 @@ def quantize_node(node: ir.Node) -> Result | None:
         return None
     qparams = _qparams(node, qtype, None if value.shape is None else len(value.shape))
     return None if qparams is None else Result(qparams, node)
+
+
+def quantized_tensors(model: ir.Model) -> list[str]:
+    """Return the names of the values of `model` that are codes, constants left out, in order."""
+    return [
+        str(value.name)
+        for node in model.graph
+        for value in node.outputs
+        if value.dtype != ir.DataType.INT32 and _code_type(value) is not None
+    ]
 
 
 def is_units(operand: Operand) -> bool:

@@ -80,6 +80,10 @@ class Target(ABC):
     def kernels(self, model: ir.Model) -> Mapping[str, int]:
         """Return how many kernels of each kind the runtime makes of `model`."""
 
+    @abstractmethod
+    def missing_kernels(self, model: ir.Model, kernels: Mapping[str, int]) -> tuple[str, ...]:
+        """Return, in words, which integer ops of `model` have no integer kernel in `kernels`."""
+
 
 def target_names() -> list[str]:
     """Return the names of all targets."""

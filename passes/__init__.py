@@ -1,3 +1,3 @@
-"""The passes: one file each; the file's name is the pass's name (`insert_qdq.py` is `insert-qdq`)."""
+"""The passes: one file each; the file's name is the pass's (`insert_qdq.py` is `insert-qdq`)."""
 
 assert __name__ == "edgeq.passes", "import this package as edgeq.passes"

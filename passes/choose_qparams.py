@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgeq.graph import consumers
+from edgeq.graph import constant, consumers
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import QTYPES
 from edgeq.numerics.scale import choose_qparams
@@ -93,7 +93,7 @@ def quantized_values(model: ir.Model, context: Context) -> list[ir.Value]:
 
 
 def _source_of_codes(value: ir.Value) -> ir.Value:
-    """Walk up from `value` through scalar arithmetic and movement: a table swallows the arithmetic."""
+    """Walk up from `value` through what a table swallows: scalar arithmetic and movement."""
     node = value.producer()
     while node is not None and (moves_codes(node) or node.op_type in ELEMENTWISE):
         sources = list(activation_inputs(node))
@@ -108,8 +108,6 @@ def _source_of_codes(value: ir.Value) -> ir.Value:
 
 def scalar_constants(node: ir.Node) -> bool:
     """Whether all constant inputs of `node` have one element."""
-    from edgeq.graph import constant
-
     arrays = [constant(value) for value in node.inputs]
     return all(array is None or array.size == 1 for array in arrays)
 

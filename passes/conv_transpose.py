@@ -4,10 +4,10 @@ before:  y = ConvTranspose(x, w, b), stride s
 after:   y = Slice(DepthToSpace(Conv(x, w', b'), blocksize = s))
 
 Output pixel `s * i + r` of a transposed convolution with kernel k and leading pad p receives
-`x[i'] * w[s * i + r + p - s * i']`: for each of the s phases r that is an ordinary correlation with
-every s-th tap of w. All phases are one Conv with s*s times the channels (Shi et al. 2016, "Real-Time
-Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural Network");
-DepthToSpace interleaves them. Phases whose taps end early are padded with zeros.
+`x[i'] * w[s * i + r + p - s * i']`: for each of the s phases r that is an ordinary correlation
+with every s-th tap of w. All phases are one Conv with s*s times the channels (Shi et al. 2016,
+"Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
+Network"); DepthToSpace interleaves them. Phases whose taps end early are padded with zeros.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.graph import Editor, constant, int_attribute, ints_attribute, string_attribute
-from edgeq.graph import take_output
+from edgeq.graph import (
+    Editor,
+    constant,
+    int_attribute,
+    ints_attribute,
+    string_attribute,
+    take_output,
+)
 from edgeq.passing import Context, Pass
 
 
@@ -120,9 +126,7 @@ def _replace(
     name = output.name or "y"
     group = int_attribute(node, "group", 1)
     inputs = [node.inputs[0]]
-    inputs.append(
-        editor.initializer(f"{name}_phases", _phase_weights(weight, group, stride, axes))
-    )
+    inputs.append(editor.initializer(f"{name}_phases", _phase_weights(weight, group, stride, axes)))
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if bias is not None:
         inputs.append(editor.initializer(f"{name}_bias", np.repeat(bias, stride**2)))

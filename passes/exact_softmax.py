@@ -5,9 +5,9 @@ after:   d = Sub(Cast(ReduceMax(x_q)), Cast(x_q))            int32, 0 .. 255
          e = GatherElements(table, d)                        integers held in float32
          p = Div(e, ReduceSum(e, axis))
 
-with `table[k] = round(exp(-k * s) * (2**bits - 1))`, computed on the host in float64, and `bits` the
-most for which a row's sum stays below 2**24 and therefore exact in any order. Every step is an
-integer operation or a single IEEE one. The result is scale free in z: softmax ignores offsets.
+with `table[k] = round(exp(-k * s) * (2**bits - 1))`, computed on the host in float64, and `bits`
+the most for which a row's sum stays below 2**24 and therefore exact in any order. Every step is an
+integer operation or a single IEEE one; z does not matter, since softmax ignores offsets.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from edgeq.errors import ModelError
 from edgeq.graph import Editor, int_attribute, rank, take_output
+from edgeq.look_up import look_up
 from edgeq.passing import Context, Pass
 from edgeq.qdq import Operand, operand
-from edgeq.passes.tabulate import look_up
 
 EXACT_BITS = 24
 

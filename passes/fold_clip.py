@@ -17,7 +17,7 @@ import onnx_ir as ir
 from edgeq.graph import Editor, constant, sole_consumer
 from edgeq.numerics.affine import QParams
 from edgeq.passing import Context, Pass
-from edgeq.qdq import quantize_node
+from edgeq.qdq import REAL_NAME, quantize_node
 from edgeq.roles import CLIPS
 
 
@@ -79,6 +79,8 @@ def _clip_codes(graph: ir.Graph, node: ir.Node, qparams: QParams, low: int, high
     clipped = editor.node(
         "Clip", [codes, *bounds], f"{codes.name}_clip", dtype=codes.dtype, shape=codes.shape
     )
+    clipped.metadata_props.update(codes.metadata_props)
+    codes.metadata_props.pop(REAL_NAME, None)
     for reader, index in readers:
         reader.replace_input_with(index, clipped)
     editor.insert_after(node, [clipped])

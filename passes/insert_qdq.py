@@ -20,6 +20,7 @@ import onnx_ir as ir
 from edgeq.graph import Editor, consumers, producer, take_output
 from edgeq.numerics.affine import QParams
 from edgeq.passing import Context, Pass
+from edgeq.qdq import REAL_NAME
 from edgeq.roles import data_inputs, moves_codes
 
 
@@ -87,6 +88,7 @@ class _Writer:
             dtype=ir.DataType.from_numpy(qparams.qtype.dtype),
             shape=value.shape,
         )
+        codes.metadata_props[REAL_NAME] = name
         if value.producer() is None:
             self.editor.insert_first([codes])
         else:
@@ -112,6 +114,7 @@ class _Writer:
         for index, output in enumerate(self.graph.outputs):
             if output is value:
                 self.graph.outputs[index] = stand_in
+        value.metadata_props[REAL_NAME] = value.name or ""
         value.name = self.editor.names.fresh(f"{value.name}_q")
         value.dtype = ir.DataType.from_numpy(qparams.qtype.dtype)
         self.codes[stand_in] = (value, qparams)

@@ -60,9 +60,7 @@ def _mul(node: ir.Node, editor: Editor) -> bool:
         return False
     for index, side in enumerate((group.x, group.w)):
         node.replace_input_with(index, _units(side, node, editor))
-    factor = multiplier(
-        group.x.qparams.scale, group.w.qparams.scale, group.y.qparams.scale
-    )
+    factor = multiplier(group.x.qparams.scale, group.w.qparams.scale, group.y.qparams.scale)
     _scale_by(node, np.asarray(factor), group.y, editor)
     return True
 

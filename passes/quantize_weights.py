@@ -57,9 +57,7 @@ def output_axis(node: ir.Node, ndim: int) -> int:
     return ndim - 1
 
 
-def _quantize(
-    node: ir.Node, weight: NDArray[np.float32], editor: Editor, context: Context
-) -> None:
+def _quantize(node: ir.Node, weight: NDArray[np.float32], editor: Editor, context: Context) -> None:
     x = operand(node.inputs[0])
     assert x is not None
     spec = context.recipe.spec("weight", node.op_type, node_names(node))

@@ -1,4 +1,4 @@
-"""Move scales by up to one percent so that no fused kernel can meet a rounding tie.
+"""Move scales by a percent or so, so that no fused kernel can meet a rounding tie.
 
 Fused Add, Mul and AveragePool add the zero point before rounding, in float32, and Arm's Add rounds
 halves away from zero: on ties, and next to them, they leave the definition. Ties are a matter of
@@ -26,7 +26,8 @@ from edgeq.passing import Context, Pass
 from edgeq.pool_counts import pool_counts
 from edgeq.roles import activation_inputs, behind_clips
 
-FEWEST_STEPS = 129  # the smallest odd factor: scales move by at most 1 / 129
+FEWEST_STEPS = 129  # the smallest odd factor of Mul and pools: their scales move by 1 / 129
+LARGEST_CHANGE = 1 / 16  # a component of Adds whose scales span more keeps them
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,11 @@ class _Groups:
         """Make the scales of one component of Adds odd multiples of a base."""
         if any(leader in self.settled for leader in leaders):
             return
-        base, multiples = odd_multiples([self.scale(n) for n in leaders], FEWEST_STEPS)
-        for leader, multiple in zip(leaders, multiples, strict=True):
-            self.set_scale(leader, base * multiple)
+        related = odd_multiples([self.scale(leader) for leader in leaders])
+        if related.relative_error > LARGEST_CHANGE:
+            return
+        for leader, scale in zip(leaders, related.scales, strict=True):
+            self.set_scale(leader, float(scale))
 
     def settle_mul(self, node: ir.Node) -> None:
         """Choose sy so that `M = sa * sb / sy` is a power of two over an odd number."""

@@ -19,9 +19,13 @@ from numpy.typing import NDArray
 
 from edgeq.errors import ModelError
 from edgeq.graph import clone, to_bytes
+from edgeq.qdq import linear_group
 from edgeq.runtime import Session, make_session, run
 from edgeq.targeting import Artifact, Capabilities, Feeds, Runner, Target
 
+INTEGER_KERNELS = MappingProxyType(
+    {"Conv": "QLinearConv", "Gemm": "QGemm", "MatMul": "QLinearMatMul", "Mul": "QLinearMul"}
+)
 SESSION_OPTIONS = MappingProxyType({"session.x64quantprecision": "1"})
 
 
@@ -69,6 +73,15 @@ class OrtCpu(Target):
             optimized = onnx.load(path, load_external_data=False)
         counts = Counter(node.op_type for node in optimized.graph.node)
         return dict(sorted(counts.items()))
+
+    def missing_kernels(self, model: ir.Model, kernels: Mapping[str, int]) -> tuple[str, ...]:
+        """Compare the integer kernels that ONNX Runtime made with the model's linear groups."""
+        groups = Counter(node.op_type for node in model.graph if linear_group(node) is not None)
+        return tuple(
+            f"{count} {op_type} became {kernels.get(kernel, 0)} {kernel}"
+            for op_type, kernel in INTEGER_KERNELS.items()
+            if (count := groups[op_type]) > kernels.get(kernel, 0)
+        )
 
 
 def tap(model: ir.Model, names: Sequence[str]) -> ir.Model:

@@ -1,0 +1,304 @@
+"""The main job: float model in, verified bundle out. The one module that knows every stage.
+
+load -> prepare (float passes) -> calibrate -> quantize (passes) -> certify -> verify -> bundle
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgeq.bundle import check_destination, write_bundle
+from edgeq.calibrate import calibrate
+from edgeq.certify import Certificate, certify
+from edgeq.compile_report import build_manifest, build_report
+from edgeq.compiled import Checked, Compiled
+from edgeq.data import Samples, input_specs, open_samples
+from edgeq.errors import DataError, ModelError, RecipeError, VerificationError
+from edgeq.evidence import write_evidence
+from edgeq.graph import OPSET, clone
+from edgeq.measure import Device, Sweep
+from edgeq.passing import Context, PassRecord, make_pass, parse_steps, run_pipeline
+from edgeq.qdq import quantized_tensors
+from edgeq.recipe import Recipe, Rule, load_recipe
+from edgeq.request import CompileOutcome, CompileRequest, Progress, silent
+from edgeq.roles import is_activation
+from edgeq.scores import score
+from edgeq.source import Source, read_source
+from edgeq.stimuli import StimulusInput, stimuli
+from edgeq.targeting import Artifact, Target, find_target
+from edgeq.verify import Verdict
+from edgeq.versions import versions
+
+
+@dataclass
+class Stages:
+    """Tells the progress and keeps the time of each stage."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time one stage; a name may come again."""
+        self.progress(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+
+
+def compile_model(request: CompileRequest, progress: Progress = silent) -> CompileOutcome:
+    """Compile a model into a bundle.
+
+    Raises:
+        VerificationError: Bits differ, a proof is missing, or a kernel that should be integer is
+            not; the evidence is in `OUTPUT.failed/`.
+        EdgeqError: The user must change something; nothing was written.
+    """
+    if request.output is not None and not request.dry_run:
+        check_destination(Path(request.output), force=request.force)
+    stages = Stages(progress)
+    target = find_target(request.target)
+    recipe = _recipe(request)
+    for step in (*parse_steps(recipe.prepare), *parse_steps(recipe.quantize)):
+        make_pass(step)
+    with stages("load"):
+        source = read_source(request.model)
+    context, records = _prepare(request, source, target, recipe, stages)
+    if request.dry_run:
+        return _plan(request, source, context, records)
+    compiled = _quantize(request, source, target, context, records, stages)
+    with stages("bundle"):
+        return _write(request, compiled, target, stages)
+
+
+def _recipe(request: CompileRequest) -> Recipe:
+    if isinstance(request.recipe, Recipe):
+        if request.settings:
+            raise RecipeError("settings change a recipe that is given by name or file")
+        recipe = request.recipe
+    else:
+        recipe = load_recipe(os.fspath(request.recipe), request.settings)
+    return recipe.with_rules([Rule(name=p, keep_float=True) for p in request.keep_float])
+
+
+def _prepare(
+    request: CompileRequest, source: Source, target: Target, recipe: Recipe, stages: Stages
+) -> tuple[Context, list[PassRecord]]:
+    """Run the float passes; return the context with its samples and the prepared model."""
+    model = source.model
+    _check_patterns(request, model)
+    samples = open_samples(
+        request.calibration,
+        inputs=input_specs(model, request.input_types),
+        limit=request.samples,
+    )
+    context = Context(
+        recipe=recipe,
+        capabilities=target.capabilities,
+        samples=samples,
+        input_types={k: v for k, v in request.input_types.items() if v != "float32"},
+        output_types={k: v for k, v in request.output_types.items() if v != "float32"},
+        seed=request.seed,
+    )
+    with stages("prepare"):
+        records = run_pipeline(recipe.prepare, model, context, stages.progress)
+    context.reference = clone(model)
+    return context, records
+
+
+def _check_patterns(request: CompileRequest, model: ir.Model) -> None:
+    """Refuse names of inputs and outputs that the model does not have."""
+    for option, names, values in (
+        ("--input-type", request.input_types, model.graph.inputs),
+        ("--output-type", request.output_types, model.graph.outputs),
+    ):
+        known = [str(value.name) for value in values]
+        for name, kind in names.items():
+            if name not in known:
+                raise ModelError(f"{option} {name}: the model has {', '.join(known)}")
+            if kind not in ("float32", "uint8"):
+                raise ModelError(f"{option} {name}={kind}: write uint8 or float32")
+
+
+def _plan(
+    request: CompileRequest, source: Source, context: Context, records: list[PassRecord]
+) -> CompileOutcome:
+    assert context.reference is not None
+    lines = [f"{r.name}: {r.rewrites} rewrites" for r in records]
+    for node in context.reference.graph:
+        how = "float32 (keep-float)" if context.keep_float(node) else "quantize"
+        lines.append(f"{node.op_type} {node.name}: {how}")
+    lines += [step.name for step in parse_steps(context.recipe.quantize)]
+    return CompileOutcome(
+        bundle=None,
+        target=request.target,
+        recipe=context.recipe.name,
+        bytes_float=source.size,
+        versions=versions(),
+        plan=tuple(lines),
+    )
+
+
+def _quantize(
+    request: CompileRequest,
+    source: Source,
+    target: Target,
+    context: Context,
+    records: list[PassRecord],
+    stages: Stages,
+) -> Compiled:
+    model, reference = source.model, context.reference
+    assert reference is not None
+    with stages("calibrate"):
+        context.calibration = calibrate(
+            reference, context.samples, activations(reference), progress=stages.progress
+        )
+    with stages("quantize"):
+        records += run_pipeline(context.recipe.quantize, model, context, stages.progress)
+        model.opset_imports.setdefault("", OPSET)
+    with stages("certify"):
+        certificate = certify(model, target.capabilities)
+        artifact = target.lower(model)
+        _refuse_unproven(request, certificate, artifact)
+        kernels = target.kernels(model)
+        _refuse_unfused(request, target, model, kernels, artifact)
+    sweep = Sweep(model, Device.load(target, model, quantized_tensors(model)), context.qparams)
+    with stages("verify"):
+        checks = _verify(request, target, context, sweep, artifact, stages)
+    with stages("evaluate"):
+        metrics = score(request, source, context, sweep, stages.progress)
+    return Compiled(
+        source, context, model, artifact, tuple(records), certificate, checks, sweep, kernels,
+        metrics,
+    )  # fmt: skip
+
+
+def activations(model: ir.Model) -> list[str]:
+    """Return the names of the float32 values of `model` that are computed, inputs included."""
+    values = list(model.graph.inputs)
+    values += [value for node in model.graph for value in node.outputs]
+    return [str(value.name) for value in values if is_activation(value)]
+
+
+def _refuse_unproven(request: CompileRequest, certificate: Certificate, artifact: Artifact) -> None:
+    rule = [Rule(name=pattern) for pattern in request.allow_unproven]
+    missing = [
+        proof
+        for proof in certificate.unproven
+        if not any(r.matches(proof.op_type, [proof.node]) for r in rule)
+    ]
+    if not missing:
+        return
+    first = missing[0]
+    reason = (
+        f"{len(missing)} nodes without a proof; first: {first.op_type} {first.node!r}:"
+        f" {first.detail}. Change the recipe, leave the node in float with --keep-float, or accept"
+        f" it with --allow-unproven '{first.node}'"
+    )
+    _fail(request, artifact, None, reason)
+
+
+def _refuse_unfused(
+    request: CompileRequest,
+    target: Target,
+    model: ir.Model,
+    kernels: Mapping[str, int],
+    artifact: Artifact,
+) -> None:
+    missing = target.missing_kernels(model, kernels)
+    if missing:
+        _fail(request, artifact, None, f"ops that should be integer are not: {'; '.join(missing)}")
+
+
+def _fail(
+    request: CompileRequest, artifact: Artifact, verdict: Verdict | None, reason: str
+) -> None:
+    assert request.output is not None
+    folder = write_evidence(request.output, artifact=artifact, verdict=verdict, reason=reason)
+    raise VerificationError(f"{reason} (evidence: {folder})")
+
+
+def _verify(
+    request: CompileRequest,
+    target: Target,
+    context: Context,
+    sweep: Sweep,
+    artifact: Artifact,
+    stages: Stages,
+) -> tuple[Checked, ...]:
+    assert context.reference is not None
+    real_names = list(dict.fromkeys(sweep.real_names.values()))
+    float_runner = target.load(context.reference, threads=2, taps=real_names)
+    samples = context.samples
+    checks = []
+    verdict, count = sweep.verify(
+        samples, float_runner, stages.progress, "verify on samples", samples.count
+    )
+    checks.append(Checked("calibration samples", count, verdict))
+    feeds = list(stimuli(_stimulus_inputs(context, samples), seed=request.seed))
+    verdict, count = sweep.verify(
+        feeds, None, stages.progress, "verify on tie-hunting inputs", len(feeds)
+    )
+    checks.append(Checked("tie-hunting inputs", count, verdict))
+    for check in checks:
+        if not check.verdict.same:
+            reason = (
+                f"{check.verdict.mismatches} of {check.verdict.compared} elements differ between"
+                f" the simulator and the device on {check.feeds}; first: {check.verdict.first}"
+            )
+            _fail(request, artifact, check.verdict, reason)
+    return tuple(checks)
+
+
+def _stimulus_inputs(context: Context, samples: Samples) -> list[StimulusInput]:
+    assert context.calibration is not None
+    first = next(iter(samples), None)
+    if first is None:
+        raise DataError("the calibration set is empty")
+    inputs = []
+    for name, array in first.items():
+        known = context.calibration.statistics.get(name)
+        low, high = (0.0, 1.0) if known is None else (known.low, known.high)
+        inputs.append(
+            StimulusInput(name, array.dtype, array.shape, context.qparams.get(name), low, high)
+        )
+    return inputs
+
+
+def _write(
+    request: CompileRequest, compiled: Compiled, target: Target, stages: Stages
+) -> CompileOutcome:
+    assert request.output is not None
+    report = build_report(compiled, target)
+    manifest = build_manifest(compiled, target)
+    bundle = write_bundle(
+        request.output,
+        artifact=compiled.artifact,
+        manifest=manifest,
+        golden=compiled.sweep.golden,
+        report=report,
+        force=request.force,
+    )
+    return CompileOutcome(
+        bundle=bundle.path,
+        target=target.name(),
+        recipe=compiled.context.recipe.name,
+        tensors=manifest.bitwise.tensors,
+        compared=manifest.bitwise.compared,
+        mismatches=manifest.bitwise.mismatches,
+        proven=manifest.certificate.proven,
+        unproven=len(manifest.certificate.unproven),
+        metrics=compiled.metrics,
+        bytes_float=compiled.source.size,
+        bytes_deployed=sum(len(data) for data in compiled.artifact.files.values()),
+        seconds=dict(stages.seconds),
+        versions=versions(),
+    )

@@ -1,0 +1,142 @@
+"""What a compilation found, put into the report and the manifest."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from edgeq.compiled import Compiled
+from edgeq.graph import constant
+from edgeq.manifest import (
+    BitSummary,
+    CertificateSummary,
+    Manifest,
+    SampleInfo,
+    TensorInfo,
+)
+from edgeq.qdq import linear_group, operand, quantize_node
+from edgeq.report import FloatRow, MetricRow, PassRow, ProofRow, Report, VerdictRow
+from edgeq.targeting import Target
+from edgeq.versions import versions
+
+
+def build_report(compiled: Compiled, target: Target) -> Report:
+    """Return the report of a compilation."""
+    context, source = compiled.context, compiled.source
+    assert context.reference is not None
+    return Report(
+        model=source.name,
+        target=target.name(),
+        recipe=context.recipe.name,
+        recipe_text=_recipe_text(compiled),
+        verdicts=tuple(
+            VerdictRow(
+                check.feeds,
+                check.count,
+                check.verdict.tensors,
+                check.verdict.compared,
+                check.verdict.mismatches,
+            )
+            for check in compiled.checks
+        ),
+        bytes_float=source.size,
+        bytes_deployed=sum(len(data) for data in compiled.artifact.files.values()),
+        weights_float=weight_bytes(context.reference),
+        weights_deployed=weight_bytes(compiled.model),
+        metrics=_metric_rows(compiled.metrics),
+        layers=compiled.sweep.fidelities,
+        kernels=compiled.kernels,
+        certificate=tuple(
+            ProofRow(p.node, p.op_type, p.kind, p.detail) for p in compiled.certificate.proofs
+        ),
+        passes=tuple(PassRow(r.name, r.rewrites) for r in compiled.records),
+        notes=(*(("load", note) for note in source.notes), *context.notes),
+        remnants=float_remnants(compiled),
+        versions=versions(),
+    )
+
+
+def build_manifest(compiled: Compiled, target: Target) -> Manifest:
+    """Return the manifest of a compilation; the bundle's writer completes it."""
+    certificate = compiled.certificate
+    calibration = compiled.context.calibration
+    assert calibration is not None
+    graph = compiled.model.graph
+    return Manifest(
+        artifact=compiled.artifact.entry,
+        target=target.name(),
+        recipe=compiled.context.recipe.name,
+        inputs=tuple(_tensor_info(value, compiled) for value in graph.inputs),
+        outputs=tuple(_tensor_info(value, compiled) for value in graph.outputs),
+        bitwise=BitSummary(
+            max(check.verdict.tensors for check in compiled.checks),
+            sum(check.verdict.compared for check in compiled.checks),
+            sum(check.verdict.mismatches for check in compiled.checks),
+        ),
+        certificate=CertificateSummary(
+            certificate.proven,
+            tuple(proof.node for proof in certificate.unproven),
+            dict(Counter(proof.kind for proof in certificate.proofs)),
+        ),
+        samples=SampleInfo(calibration.samples, calibration.digest),
+        versions=versions(),
+        session_options=target.capabilities.session_options,
+        metrics=compiled.metrics,
+        evaluation_digest=None,
+    )
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the bytes of all initializers."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _recipe_text(compiled: Compiled) -> str:
+    recipe = compiled.context.recipe
+    lines = [
+        f"activation: {recipe.activation}",
+        f"weight: {recipe.weight}",
+        f"prepare: {recipe.prepare}",
+        f"quantize: {recipe.quantize}",
+    ]
+    return "\n".join([*lines, *(str(rule) for rule in recipe.rules)])
+
+
+def _metric_rows(metrics: Mapping[str, float]) -> tuple[MetricRow, ...]:
+    return tuple(
+        MetricRow(name, value, metrics.get(f"{name}_float"))
+        for name, value in metrics.items()
+        if not name.endswith("_float")
+    )
+
+
+def _tensor_info(value: ir.Value, compiled: Compiled) -> TensorInfo:
+    shape = None
+    if value.shape is not None:
+        shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    dtype = "float32" if value.dtype is None else value.dtype.numpy().name
+    qparams = compiled.context.qparams.get(str(value.name))
+    if qparams is None or dtype == "float32":
+        return TensorInfo(str(value.name), dtype, shape)
+    return TensorInfo(str(value.name), dtype, shape, float(qparams.scale), int(qparams.zero_point))
+
+
+def float_remnants(compiled: Compiled) -> tuple[FloatRow, ...]:
+    """Return the nodes that compute in float32, each with the reason."""
+    kinds = {proof.node: proof for proof in compiled.certificate.proofs}
+    rows = []
+    for node in compiled.model.graph:
+        made = node.outputs[0]
+        if made.dtype != ir.DataType.FLOAT or constant(made) is not None:
+            continue
+        if operand(made) is not None or quantize_node(node) is not None:
+            continue
+        if linear_group(node) is not None:
+            continue
+        proof = kinds.get(str(node.name))
+        reason = "kept by --keep-float" if compiled.context.keep_float(node) else ""
+        if not reason and proof is not None:
+            reason = f"{proof.kind}: {proof.detail}"
+        rows.append(FloatRow(str(node.name), node.op_type, reason))
+    return tuple(rows)

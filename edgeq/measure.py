@@ -1,0 +1,118 @@
+"""Run the simulator, the device and the float model side by side, and keep what they show.
+
+One sweep over the samples compares every quantized tensor bit for bit, measures each against the
+float model, and collects the golden vectors. Nothing grows with the number of samples.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq.fidelity import Fidelity, FidelityMeter
+from edgeq.golden import GoldenVectors
+from edgeq.numerics.affine import QParams
+from edgeq.qdq import REAL_NAME, quantized_tensors
+from edgeq.request import Progress, silent
+from edgeq.simulate import Simulator
+from edgeq.targeting import Runner, Target
+from edgeq.verify import Comparison, Verdict
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Device:
+    """The lowered model on its target: with taps, and as users run it, with 1 and 2 threads."""
+
+    tapped: Runner
+    plain: tuple[Runner, ...]
+
+    @classmethod
+    def load(cls, target: Target, model: ir.Model, taps: Iterable[str]) -> "Device":
+        """Load all forms of `model`."""
+        plain = tuple(target.load(model, threads=threads) for threads in (1, 2))
+        return cls(target.load(model, taps=tuple(taps)), plain)
+
+
+class Sweep:
+    """Everything that one run over feeds tells about a quantized model."""
+
+    def __init__(self, model: ir.Model, device: Device, qparams: Mapping[str, QParams]) -> None:
+        """Prepare.
+
+        Args:
+            model: The quantized model.
+            device: It, lowered and loaded.
+            qparams: The parameters of the float model's values that became codes.
+        """
+        self.simulator = Simulator(model)
+        self.device = device
+        self.taps = tuple(quantized_tensors(model))
+        self.outputs = tuple(str(v.name) for v in model.graph.outputs)
+        self.golden = GoldenVectors(self.taps)
+        self.real_names = _real_names(model, qparams)
+        self._meters = {
+            codes: FidelityMeter(real, qparams[real]) for codes, real in self.real_names.items()
+        }
+        for name in self.outputs:
+            self._meters.setdefault(name, FidelityMeter(name))
+
+    @property
+    def fidelities(self) -> tuple[Fidelity, ...]:
+        """How far every tensor is from the float model, in graph order."""
+        return tuple(meter.result() for meter in self._meters.values())
+
+    def verify(
+        self,
+        feeds: Iterable[Arrays],
+        float_runner: Runner | None = None,
+        progress: Progress = silent,
+        stage: str = "verify",
+        total: int | None = None,
+    ) -> tuple[Verdict, int]:
+        """Compare simulator and device on `feeds`; return the verdict and the number of feeds.
+
+        Args:
+            feeds: Consumed one at a time.
+            float_runner: Runs the float model with the values of `real_names` as further outputs;
+                None for feeds that are no samples (they measure nothing).
+            progress: Told after every feed.
+            stage: What it is told.
+            total: Number of feeds, if known.
+        """
+        comparison = Comparison()
+        count = 0
+        for feed in feeds:
+            expected = self.simulator.run(feed, self.taps)
+            comparison.add(expected, self.device.tapped.run(feed), feed)
+            plain = {name: expected[name] for name in self.outputs}
+            for runner in self.device.plain:
+                comparison.add(plain, runner.run(feed), feed)
+            if float_runner is not None:
+                self._measure(feed, expected, float_runner)
+                self.golden.add(feed, plain, expected)
+            count += 1
+            progress(stage, count, total)
+        return comparison.verdict(), count
+
+    def _measure(self, feed: Arrays, expected: Arrays, float_runner: Runner) -> None:
+        real_feed = {k: v.astype(np.float32) if v.dtype == np.uint8 else v for k, v in feed.items()}
+        real = float_runner.run(real_feed)
+        for name, meter in self._meters.items():
+            meter.add(real[self.real_names.get(name, name)], expected[name])
+
+
+def _real_names(model: ir.Model, qparams: Mapping[str, QParams]) -> dict[str, str]:
+    """Return, for codes that stand for a computed value of the float model, that value's name."""
+    inputs = {str(value.name) for value in model.graph.inputs}
+    names: dict[str, str] = {}
+    for node in model.graph:
+        for value in node.outputs:
+            real = value.metadata_props.get(REAL_NAME)
+            if real in qparams and real not in inputs:
+                names[str(value.name)] = str(real)
+    return names

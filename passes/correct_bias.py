@@ -1,0 +1,132 @@
+"""Correct biases for the mean error that quantization leaves in each output channel.
+
+after:   b_q[c] += round((mean of y_float[c] - mean of y_quantized[c]) / (sx * sw[c]))
+
+Rounding weights and clipping activations shifts the mean of a channel; the shift is measured on
+calibration samples and taken out of the int32 bias, which costs nothing at run time (Nagel et al.
+2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2). Layers
+are corrected in graph order, each with the inputs that the corrected layers in front of it make:
+all samples in use go through the simulator in lockstep.
+
+The number of samples in use is bounded by memory, not by the calibration set.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq.calibrate import calibrate
+from edgeq.numerics.qtype import INT32
+from edgeq.passing import Context, Pass
+from edgeq.qdq import LinearGroup, linear_group
+from edgeq.simulate import Simulator
+
+Array = NDArray[Any]
+_BIAS_LIMIT = 2**30
+
+
+@dataclass(frozen=True)
+class CorrectBias(Pass):
+    """Correct the biases of integer Conv and Gemm nodes.
+
+    Attributes:
+        samples: At most so many calibration samples take part.
+        megabytes: Memory for the codes of all samples at any one point of the graph.
+    """
+
+    samples: int = 64
+    megabytes: int = 128
+
+    def run(self, model: ir.Model, context: Context) -> int:
+        """Change bias initializers; return in how many layers."""
+        assert context.reference is not None, "correct-bias compares with the float model"
+        groups = [g for node in model.graph if (g := linear_group(node)) is not None]
+        groups = [g for g in groups if g.bias is not None and g.node.op_type in ("Conv", "Gemm")]
+        if not groups:
+            return 0
+        simulator = Simulator(model)
+        feeds = list(islice(context.samples, self._count(simulator, context)))
+        means = _float_means(context, groups, feeds)
+        return _Lockstep(simulator, feeds).correct(groups, means)
+
+    def _count(self, simulator: Simulator, context: Context) -> int:
+        """Return how many samples fit: judged by the largest values of the first one."""
+        first = next(iter(context.samples))
+        largest = max(array.nbytes for array in simulator.run(first, "all").values())
+        return max(1, min(self.samples, self.megabytes * 2**20 // max(largest, 1)))
+
+
+def _float_means(
+    context: Context, groups: list[LinearGroup], feeds: list[dict[str, Array]]
+) -> dict[str, NDArray[np.float64]]:
+    """Return the per-channel means of the float model's values, by the linear op's output name."""
+    assert context.reference is not None
+    known = {v.name for node in context.reference.graph for v in node.outputs}
+    names = [str(g.node.outputs[0].name) for g in groups]
+    wanted = [name for name in names if name in known]
+    statistics = calibrate(context.reference, feeds, wanted).statistics
+    return {name: statistics[name].channel_mean for name in wanted}
+
+
+class _Lockstep:
+    """All samples at the same point of the graph."""
+
+    def __init__(self, simulator: Simulator, feeds: list[dict[str, Array]]) -> None:
+        self.simulator = simulator
+        self.environments = [dict(feed) for feed in feeds]
+
+    def correct(self, groups: list[LinearGroup], means: dict[str, NDArray[np.float64]]) -> int:
+        by_node = {g.node: g for g in groups}
+        corrected = position = 0
+        while position < len(self.simulator.steps):
+            step = self.simulator.steps[position]
+            group = by_node.get(step.node)
+            name = str(step.node.outputs[0].name)
+            if group is not None and name in means:
+                corrected += self._correct(group, means[name])
+                step = self.simulator.steps[position]
+            for env in self.environments:
+                step.execute(env)
+            self._forget(position)
+            position += 1
+        return corrected
+
+    def _forget(self, position: int) -> None:
+        """Drop values that no later step reads."""
+        needed = {name for step in self.simulator.steps[position + 1 :] for name in step.inputs}
+        for env in self.environments:
+            for name in [name for name in env if name not in needed]:
+                del env[name]
+
+    def _correct(self, group: LinearGroup, wanted: NDArray[np.float64]) -> bool:
+        total, count = np.zeros(len(wanted)), 0
+        for real in self._reals(group):
+            axes = tuple(a for a in range(real.ndim) if a != 1)
+            total += real.sum(axis=axes, dtype=np.float64)
+            count += real.size // real.shape[1]
+        assert group.bias is not None and count
+        scale = np.asarray(group.bias.qparams.scale, np.float64)
+        shift = np.rint((wanted - total / count) / scale).astype(np.int64)
+        old = group.bias.array
+        assert old is not None
+        new = np.clip(old + shift, -_BIAS_LIMIT, _BIAS_LIMIT).astype(INT32.dtype)
+        if np.array_equal(new, old):
+            return False
+        tensor = ir.tensor(new, name=group.bias.codes.name)
+        group.bias.codes.const_value = tensor
+        self.simulator.refresh(group.node)
+        return True
+
+    def _reals(self, group: LinearGroup) -> Iterator[Array]:
+        """Yield, per sample, the group's result before it is quantized."""
+        step = self.simulator.real_step(group.node)
+        name = step.outputs[0]
+        for env in self.environments:
+            local = {key: env[key] for key in step.inputs}
+            step.execute(local)
+            yield local[name]
