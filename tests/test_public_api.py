@@ -47,6 +47,7 @@ def test_verbs_stay_functions_after_their_modules_are_imported():
     [
         ("import edgeq", ("torch", "onnxruntime", "onnxsim", "onnx", "numpy", "typer")),
         ("import edgeq.cli", ("torch", "onnxruntime", "onnxsim", "tvm")),
+        ("import edgeq.simulate", ("torch", "onnxruntime", "onnxsim", "tvm")),
     ],
 )
 def test_importing_leaves_heavy_libraries_alone(statement, heavy):
