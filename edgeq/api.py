@@ -1,0 +1,137 @@
+"""The verbs of the command line, in Python: compile, check, simulate, export."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeq.bundle import Bundle, open_bundle
+from edgeq.check import CheckResult
+from edgeq.check import check as check_folder
+from edgeq.check_folder import CheckError
+from edgeq.errors import BundleError
+from edgeq.recipe import Recipe
+from edgeq.request import CompileRequest, Progress, silent
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+PathLike = str | os.PathLike[str]
+
+
+def compile(
+    model: object,
+    *,
+    target: str = "ort-cpu",
+    calibration: object,
+    output: PathLike,
+    recipe: PathLike | Recipe = "int8",
+    settings: Mapping[str, str] | None = None,
+    evaluation: object | None = None,
+    metric: str | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    input_types: Mapping[str, str] | None = None,
+    output_types: Mapping[str, str] | None = None,
+    keep_float: Sequence[str] = (),
+    allow_unproven: Sequence[str] = (),
+    force: bool = False,
+    progress: Progress = silent,
+) -> Bundle:
+    """Quantize a model, compile it, verify its bits, and write the bundle.
+
+    Arguments are the attributes of `edgeq.request.CompileRequest`.
+
+    Raises:
+        VerificationError: A bit differs, or a proof or a limit is missing; nothing was written
+            but the evidence, in `OUTPUT.failed/`.
+        EdgeqError: Something has to be changed; the message says what.
+    """
+    from edgeq.compile import compile_model
+
+    request = CompileRequest(
+        model=model,
+        target=target,
+        calibration=calibration,
+        recipe=recipe,
+        settings=settings or {},
+        evaluation=evaluation,
+        metric=metric,
+        samples=samples,
+        seed=seed,
+        input_types=input_types or {},
+        output_types=output_types or {},
+        keep_float=tuple(keep_float),
+        allow_unproven=tuple(allow_unproven),
+        output=Path(output),
+        force=force,
+    )
+    compile_model(request, progress)
+    return open_bundle(output)
+
+
+def check(
+    bundle: Bundle | PathLike,
+    *,
+    taps: bool = False,
+    evaluation: PathLike | None = None,
+    metric: str | None = None,
+    threads: int = 1,
+    repeat: int | None = None,
+    any_version: bool = False,
+) -> CheckResult:
+    """Verify a bundle on this machine; `result.raise_for_mismatch()` raises unless it holds.
+
+    Arguments are those of `edgeq.check.check`.
+
+    Raises:
+        BundleError: The folder is no bundle, a version was not tested, or data do not fit.
+    """
+    try:
+        return check_folder(
+            bundle.path if isinstance(bundle, Bundle) else bundle,
+            taps=taps,
+            evaluation=evaluation,
+            metric=metric,
+            threads=threads,
+            repeat=repeat,
+            any_version=any_version,
+        )
+    except CheckError as error:
+        raise BundleError(str(error)) from error
+
+
+def simulate(
+    model: object,
+    feeds: "Mapping[str, NDArray[Any]]",
+    taps: Sequence[str] | Literal["all"] = (),
+) -> "dict[str, NDArray[Any]]":
+    """Run a model, a file or a bundle on the reference simulator.
+
+    Args:
+        model: A `Bundle`, or anything that `edgeq.opening.open_model` takes.
+        feeds: Inputs by name, with the batch axis.
+        taps: Names of further tensors to return, or `all`.
+
+    Raises:
+        EdgeqError: The model or the feeds do not fit.
+    """
+    from edgeq.opening import open_model
+    from edgeq.simulate import Simulator
+
+    source = model.path if isinstance(model, Bundle) else model
+    return Simulator(open_model(source)).run(feeds, taps)
+
+
+def export(
+    module: object, example_inputs: object, dynamic_shapes: object | None = None
+) -> "ir.Model":
+    """Export a torch module to ONNX and hold it against torch on the example inputs.
+
+    Raises:
+        EdgeqError: torch is not installed, or the export fails or gives other results.
+    """
+    from edgeq.export import export as export_module
+
+    return export_module(module, example_inputs, dynamic_shapes)

@@ -1,0 +1,1 @@
+"""The commands: what a user types. They read arguments, call one function, and print."""

@@ -1,0 +1,44 @@
+"""`edgeq check`: verify a bundle on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    taps: Annotated[bool, typer.Option("--taps", help="Compare every quantized tensor.")] = False,
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluation", help=".npz with inputs and `label`.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="top1, nll, psnr or mse, for --evaluation.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="For the latency.")] = 1,
+    repeat: Annotated[
+        int | None, typer.Option("--repeat", min=1, help="Timed runs (default: half a second).")
+    ] = None,
+    any_version: Annotated[
+        bool, typer.Option("--any-version", help="Allow an untested onnxruntime.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Verify a bundle here: same files, same bits, how accurate, how fast."""
+    from edgeq.check import check, report
+    from edgeq.check_folder import CheckError
+    from edgeq.errors import BundleError
+
+    try:
+        result = check(
+            bundle,
+            taps=taps,
+            evaluation=evaluation,
+            metric=metric,
+            threads=threads,
+            repeat=repeat,
+            any_version=any_version,
+        )
+    except CheckError as error:
+        raise BundleError(str(error)) from error
+    raise typer.Exit(report(result, as_json))

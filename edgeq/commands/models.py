@@ -1,0 +1,143 @@
+"""`edgeq export`, `simulate`, `compare` and `lint`: commands that take a model and no target."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeq.commands.output import print_json, quiet_stdout, table
+from edgeq.errors import BundleError, DataError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Inputs = Annotated[Path, typer.Option("--inputs", help=".npz named as the inputs, sample first.")]
+
+
+def export(
+    factory: Annotated[str, typer.Argument(help="MODULE:FACTORY", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .onnx file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Export a torch module: FACTORY returns (module, example inputs[, dynamic shapes])."""
+    from edgeq.export import export_factory
+    from edgeq.graph import to_bytes
+
+    _check_file(output, ".onnx", force=force)
+    with quiet_stdout():
+        model = export_factory(factory)
+    write_file(output, to_bytes(model))
+    print(output)
+
+
+def simulate(
+    model: Annotated[str, typer.Argument(help="Model or bundle.", show_default=False)],
+    inputs: Inputs,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .npz file to write.")],
+    taps: Annotated[
+        str | None, typer.Option("--taps", help="`all`, or names separated by commas.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Run a model on the reference simulator; write its outputs, and tensors on request."""
+    import numpy as np
+
+    from edgeq.data import input_specs, open_samples
+    from edgeq.golden import npz_bytes
+    from edgeq.opening import open_model
+    from edgeq.simulate import Simulator
+
+    _check_file(output, ".npz", force=force)
+    loaded = open_model(model)
+    simulator = Simulator(loaded)
+    names = [name for name in (taps or "").split(",") if name]
+    found = [
+        simulator.run(feeds, "all" if taps == "all" else names)
+        for feeds in open_samples(inputs, inputs=input_specs(loaded))
+    ]
+    if not found:
+        raise DataError(f"{inputs}: holds no samples")
+    # Tensors without a sample axis of their own are stacked.
+    joined = {n: np.concatenate([np.atleast_1d(run[n]) for run in found]) for n in found[0]}
+    write_file(output, npz_bytes(joined))
+
+
+def compare(
+    left: Annotated[str, typer.Argument(metavar="A", help="Model or bundle.", show_default=False)],
+    right: Annotated[str, typer.Argument(metavar="B", help="Model or bundle.", show_default=False)],
+    inputs: Inputs,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="The first so many samples.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every tensor that two models share: SQNR, off-by-N, first difference."""
+    from edgeq.compare import compare_models
+    from edgeq.data import input_specs, open_samples
+    from edgeq.opening import open_model
+
+    first, second = open_model(left), open_model(right)
+    feeds = open_samples(inputs, inputs=input_specs(first), limit=samples)
+    rows = compare_models(first, second, feeds)
+    if as_json:
+        tensors = [row.to_json() for row in rows]
+        print_json({"a": left, "b": right, "tensors": tensors})
+        return
+    head = ["tensor", "SQNR dB", "differ", "of", "off by 0", "1", "2", "3", "4+"]
+    lines = [
+        [
+            row.fidelity.name,
+            "exact" if row.fidelity.sqnr_db is None else f"{row.fidelity.sqnr_db:.2f}",
+            str(row.mismatches),
+            str(row.fidelity.elements),
+            *(str(n) for n in row.fidelity.off_by or [""] * 5),
+        ]
+        for row in rows
+    ]
+    print("\n".join(table([head, *lines])))
+    different = next((row.first for row in rows if row.first is not None), None)
+    print("no bit differs" if different is None else f"first difference: {different}")
+
+
+def lint(
+    model: Annotated[Path, typer.Argument(help="Any QDQ model.", show_default=False)],
+    target: Annotated[str, typer.Option("--target", help="See `edgeq targets`.")] = "ort-cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Hold the rules that keep bits the same on every CPU against any QDQ model."""
+    from edgeq.lint import lint as find
+    from edgeq.opening import open_model
+    from edgeq.targeting import find_target
+
+    findings = find(open_model(model), find_target(target).capabilities)
+    if as_json:
+        print_json({"model": str(model), "findings": [vars(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            print(finding)
+        print(f"{len(findings)} findings")
+    raise typer.Exit(1 if findings else 0)
+
+
+def _check_file(path: Path, suffix: str, *, force: bool) -> None:
+    if path.suffix != suffix:
+        raise DataError(f"{path}: name a {suffix} file")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: the folder {path.parent} does not exist: make it first")
+    if path.exists() and not (force and path.is_file()):
+        raise DataError(f"{path} exists: choose another name, or replace it with --force")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        BundleError: The disk is full, or the operating system refuses.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,139 @@
+"""Two models side by side, on the simulator: SQNR, off-by-N and the first difference per tensor.
+
+Tensors meet by the name that they had in the float model: the input of a QuantizeLinear stands for
+its codes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq import verify
+from edgeq.errors import DataError, ModelError
+from edgeq.fidelity import Fidelity, FidelityMeter
+from edgeq.numerics.affine import QParams
+from edgeq.qdq import quantize_node
+from edgeq.request import Json
+from edgeq.simulate import Simulator
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TensorComparison:
+    """One tensor of both models.
+
+    Attributes:
+        fidelity: The second model's tensor against the first's.
+        mismatches: Elements whose bits differ: codes where both have codes of the same format and
+            parameters, else reals.
+        first: The first of them.
+    """
+
+    fidelity: Fidelity
+    mismatches: int
+    first: verify.Difference | None
+
+    def to_json(self) -> Json:
+        """Return the entry of `compare --json`."""
+        return {
+            "name": self.fidelity.name,
+            "sqnr_db": self.fidelity.sqnr_db,
+            "off_by": list(self.fidelity.off_by),
+            "compared": self.fidelity.elements,
+            "mismatches": self.mismatches,
+            "first": None if self.first is None else str(self.first),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Tensor:
+    """How a real tensor is found in one model: the value to tap, and its map if it holds codes."""
+
+    tap: str
+    qparams: QParams | None
+
+    def real(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array if self.qparams is None else self.qparams.dequantize(array)
+
+
+class _Meeting:
+    """One tensor that both models have."""
+
+    def __init__(self, name: str, left: _Tensor, right: _Tensor) -> None:
+        self.left, self.right = left, right
+        self._name = name
+        self._meter = FidelityMeter(name, right.qparams)
+        self._mismatches = 0
+        self._first: verify.Difference | None = None
+        self._codes = _same_map(left.qparams, right.qparams)
+
+    def add(self, left: NDArray[Any], right: NDArray[Any], sample: int) -> None:
+        if left.shape != right.shape:
+            raise DataError(
+                f"tensor {self._name!r} has shape {left.shape} in one model and"
+                f" {right.shape} in the other"
+            )
+        pair = (left, right) if self._codes else (self.left.real(left), self.right.real(right))
+        count, first = verify.compare(self._name, *pair, sample)
+        self._mismatches += count
+        self._first = self._first or first
+        self._meter.add(self.left.real(left), right)
+
+    def result(self) -> TensorComparison:
+        return TensorComparison(self._meter.result(), self._mismatches, self._first)
+
+
+def compare_models(
+    left: ir.Model, right: ir.Model, batches: Iterable[Arrays]
+) -> tuple[TensorComparison, ...]:
+    """Run both models on the same feeds and compare every tensor that both have, in graph order.
+
+    Raises:
+        ModelError: They have no tensor in common.
+        DataError: There are no feeds, or they do not fit one of the models.
+    """
+    tensors, others = _tensors(left), _tensors(right)
+    meetings = {n: _Meeting(n, t, others[n]) for n, t in tensors.items() if n in others}
+    if not meetings:
+        raise ModelError("the models have no tensor name in common: nothing can be compared")
+    simulators = Simulator(left), Simulator(right)
+    taps = [
+        list(dict.fromkeys(side.tap for side in sides))
+        for sides in zip(*((m.left, m.right) for m in meetings.values()), strict=True)
+    ]
+    sample = -1
+    for sample, feeds in enumerate(batches):
+        arrays = [s.run(feeds, names) for s, names in zip(simulators, taps, strict=True)]
+        for meeting in meetings.values():
+            meeting.add(arrays[0][meeting.left.tap], arrays[1][meeting.right.tap], sample)
+    if sample < 0:
+        raise DataError("there are no samples: nothing was compared")
+    return tuple(meeting.result() for meeting in meetings.values())
+
+
+def _tensors(model: ir.Model) -> dict[str, _Tensor]:
+    """Return the comparable tensors by their float names, in graph order."""
+    found: dict[str, _Tensor] = {}
+    for node in model.graph:
+        quantized = quantize_node(node) if node.op_type == "QuantizeLinear" else None
+        if quantized is not None and node.inputs[0] is not None:
+            found[str(node.inputs[0].name)] = _Tensor(str(quantized.codes.name), quantized.qparams)
+            continue
+        for value in node.outputs:
+            if value.name and value.dtype in (None, ir.DataType.FLOAT):
+                found.setdefault(value.name, _Tensor(value.name, None))
+    constant = {n for n, t in found.items() if n in model.graph.initializers}
+    return {name: tensor for name, tensor in found.items() if name not in constant}
+
+
+def _same_map(left: QParams | None, right: QParams | None) -> bool:
+    if left is None or right is None or left.qtype is not right.qtype or left.axis != right.axis:
+        return False
+    return np.array_equal(left.scale, right.scale) and np.array_equal(
+        left.zero_point, right.zero_point
+    )
