@@ -80,7 +80,7 @@ def _is_small(node: ir.Node, arrays: list[NDArray[Any] | None]) -> bool:
                 "Tile",
                 "Range",
             )
-        size = math.prod(int(d) for d in output.shape) * output.dtype.itemsize
+        size = math.prod(output.shape.numpy()) * output.dtype.itemsize
         if size > max(LARGE, read):
             return False
     return True

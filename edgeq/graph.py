@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.printer
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -203,8 +204,13 @@ def remove_dead(graph: ir.Graph) -> int:
 
 
 def to_text(model: ir.Model) -> str:
-    """Return the model as ONNX text, weights cut, initializers listed once."""
-    return ir.to_onnx_text(model)
+    """Return the model as ONNX text, initializers listed once."""
+    proto = ir.to_proto(model)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    others = [info for info in proto.graph.value_info if info.name not in weights]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(others)
+    return onnx.printer.to_text(proto)
 
 
 def to_bytes(model: ir.Model) -> bytes:

@@ -88,6 +88,8 @@ def set_linear_weights(node: ir.Node, weights: LinearWeights, editor: Editor) ->
     old = node.inputs[1]
     assert old is not None and old.shape is not None and old.name is not None
     shape = tuple(old.shape.numpy())
+    if node.op_type != "ConvTranspose":
+        shape = weights.weight.shape
     weight = editor.initializer(
         f"{old.name}_folded", weights.weight.astype(np.float32).reshape(shape)
     )

@@ -105,8 +105,10 @@ def _adopt(value: ir.Value, info: onnx.ValueInfoProto) -> None:
     if not kind.HasField("shape"):
         return
     dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim]
-    old = list(value.shape) if value.shape is not None and len(value.shape) == len(dims) else None
-    known = old or [None] * len(dims)
+    old: list[int | ir.SymbolicDim] | None = (
+        list(value.shape) if value.shape is not None and len(value.shape) == len(dims) else None
+    )
+    known = [None] * len(dims) if old is None else old
     value.shape = ir.Shape([_better(a, b) for a, b in zip(dims, known, strict=True)])
 
 

@@ -17,12 +17,11 @@ from edgeq.errors import ModelError
 LARGEST = 2**40  # bytes of one tensor
 
 _TYPED_FIELDS = {
-    onnx.TensorProto.FLOAT: "float_data",
-    onnx.TensorProto.DOUBLE: "double_data",
-    onnx.TensorProto.INT64: "int64_data",
-    onnx.TensorProto.UINT32: "uint64_data",
-    onnx.TensorProto.UINT64: "uint64_data",
-    onnx.TensorProto.STRING: "string_data",
+    ir.DataType.FLOAT: "float_data",
+    ir.DataType.DOUBLE: "double_data",
+    ir.DataType.INT64: "int64_data",
+    ir.DataType.UINT32: "uint64_data",
+    ir.DataType.UINT64: "uint64_data",
 }
 
 
@@ -83,7 +82,7 @@ def _stored(tensor: onnx.TensorProto, dtype: ir.DataType, count: int, size: int)
     """Return how much data there is and how much there must be, in bytes or in numbers."""
     if tensor.HasField("raw_data"):
         return len(tensor.raw_data), size
-    field = getattr(tensor, _TYPED_FIELDS.get(tensor.data_type, "int32_data"))
+    field = getattr(tensor, _TYPED_FIELDS.get(dtype, "int32_data"))
     if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
         field = tensor.float_data or tensor.double_data
         return len(field), 2 * count

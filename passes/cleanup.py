@@ -103,7 +103,7 @@ def _interface(model: ir.Model) -> list[tuple[str | None, ir.DataType | None]]:
 def _fingerprints(model: ir.Model) -> Counter[str]:
     """Count the nodes by what they are and read, so that a changed node is a missing one."""
     return Counter(
-        f"{n.domain} {n.op_type} {n.name} {[v and v.name for v in n.inputs]} {n.attributes}"
+        f"{n.domain} {n.op_type} {[v and v.name for v in n.inputs]} {n.attributes}"
         for n in model.graph
     )
 
