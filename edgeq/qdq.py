@@ -89,6 +89,9 @@ def _qparams(node: ir.Node, qtype: QType, ndim_axis: int | None) -> QParams | No
             return None
     if scale is None or scale.dtype != np.float32 or scale.ndim > 1:
         return None
+    normal = np.isfinite(scale) & (scale >= np.finfo(np.float32).tiny)
+    if not scale.size or not normal.all():
+        return None
     if zero_point is None:
         zero_point = np.zeros(scale.shape, np.int32)
     axis = None
