@@ -1,0 +1,129 @@
+"""The report: whole, escaped, self-contained, the same bytes for the same compilation."""
+
+import dataclasses
+import html.parser
+import json
+
+import numpy as np
+import pytest
+
+from edgeq.fidelity import FidelityMeter, sqnr_db
+from edgeq.numerics.affine import QParams
+from edgeq.numerics.qtype import UINT8
+from edgeq.report import FloatRow, MetricRow, PassRow, VerdictRow, render_html, render_json
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks nesting, and collects tags, attributes and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+        self.feed(text)
+        assert self.open == [], self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(report):
+    page = Page(render_html(report))
+    assert not set(page.tags) & {"script", "link", "img", "iframe"}
+    assert not [a for a in page.attributes if a[0] in ("src", "href", "onclick")]
+    assert "url(" not in render_html(report)
+
+
+def test_names_are_escaped(report):
+    text = render_html(report)
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert "worse &amp; &lt;b&gt;" in text
+
+
+def test_the_worst_tensor_comes_first(report):
+    text = render_html(report)
+    assert text.index("worse &amp;") < text.index(">better<") < text.index(">same<")
+    assert 'style="width:40.0%"' in text
+
+
+def test_every_section_says_something(report):
+    full = dataclasses.replace(
+        report,
+        metrics=(MetricRow("top1", 80.25, 80.5), MetricRow("sqnr_db", 30.5)),
+        passes=(PassRow("cleanup", 3, ("folded", "removed")),),
+        notes=(("load", "opset 9 became 21"),),
+        remnants=(FloatRow("softmax", "Softmax", "kept by name"),),
+    )
+    text = "".join(Page(render_html(full)).text)
+    for words in ("80.25", "80.5", "cleanup", "folded", "opset 9 became 21", "kept by name",
+                  "QLinearConv", "bound 12345", "0.1.0", "qtype", "3.9 KiB", "4.00"):  # fmt: skip
+        assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ((), "Nothing was compared."),
+        ((VerdictRow("samples", 1, 1, 10, 3),), "3 of 10 elements differ."),
+        ((VerdictRow("samples", 1, 1, 10, 0),), "gives the simulator's bits"),
+    ],
+)
+def test_the_verdict_is_said_first(report, rows, says):
+    text = "".join(Page(render_html(dataclasses.replace(report, verdicts=rows))).text)
+    assert says in text and text.index(says) < text.index("Sizes")
+
+
+def test_the_same_report_gives_the_same_bytes(report):
+    assert render_html(report) == render_html(report)
+    assert render_json(report) == render_json(report)
+
+
+def test_json_holds_everything(report):
+    entry = json.loads(render_json(report))
+    assert entry["schema_version"] == 1
+    assert {f.name for f in dataclasses.fields(report)} == set(entry) - {"schema_version"}
+    assert entry["layers"][1]["off_by"] == [10, 40, 30, 15, 5]
+
+
+def test_json_has_no_nan(report):
+    odd = dataclasses.replace(report, metrics=(MetricRow("psnr", float("inf")),))
+    assert json.loads(render_json(odd))["metrics"][0]["deployed"] is None
+    assert "Infinity" not in render_json(odd)
+
+
+def test_fidelity_of_codes():
+    meter = FidelityMeter("t", QParams(UINT8, 0.5, 10))
+    reference = np.float32([[0, 1, 2, 3, 4, -100]])
+    meter.add(reference, np.uint8([[10, 12, 15, 18, 30, 0]]))
+    found = meter.result()
+    # Nearest codes: 10, 12, 14, 16, 18, 0 (saturated: no step away, yet noise).
+    assert found.off_by == (3, 1, 1, 0, 1) and found.elements == 6
+    noise = 0.5**2 + 1.0**2 + 6.0**2 + 95.0**2
+    assert found.sqnr_db == sqnr_db(10030.0, noise)
+
+
+def test_fidelity_accumulates():
+    once, twice = FidelityMeter("t"), FidelityMeter("t")
+    x = np.linspace(-1, 1, 64, dtype=np.float32)
+    y = x + np.float32(0.01)
+    once.add(x, y)
+    twice.add(x[:20], y[:20])
+    twice.add(x[20:], y[20:])
+    assert once.result().elements == twice.result().elements == 64
+    assert once.result().sqnr_db == pytest.approx(twice.result().sqnr_db, rel=1e-12)
+    assert once.result().off_by == ()
+
+
+@pytest.mark.parametrize(("signal", "noise"), [(0, 1), (1, 0), (0, 0), (np.inf, 1), (1, np.nan)])
+def test_sqnr_of_nothing_is_none(signal, noise):
+    assert sqnr_db(signal, noise) is None
