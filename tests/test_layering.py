@@ -31,7 +31,8 @@ LAYERS = {
     "targeting": "targeting",
     "passing": "passing request proofs",
     "passes!": "passes passes.* targets targets.*",
-    "verify": "certify verify float_proofs fused_proofs integer_proofs",
+    "verify": "certify verify float_proofs fused_proofs integer_proofs"
+    " rules lint float_checks fusion_checks linear_checks",
     "bundle": "manifest golden report bundle evidence",
     "compile": "compile compile_report compiled compare inspect measure opening",
     "interface": "api",

@@ -17,7 +17,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -122,8 +121,6 @@ def main() -> None:
     example = (torch.from_numpy(images[:2]),)
     batch = torch.export.Dim("batch")
     model = edgeq.export(network, example, dynamic_shapes={"image": {0: batch}})
-    # The exporter records where in the source each node came from; the file must not depend on it.
-    ClearMetadataAndDocStringPass()(model)
     ir.save(model, FOLDER / "digits.onnx")
     np.savez(FOLDER / "calibration.npz", image=images[:CALIBRATION_SAMPLES])
     np.savez(FOLDER / "evaluation.npz", image=held_out, label=held_out_labels)
