@@ -192,6 +192,12 @@ class Simulator:
             if value.const_value is not None and value.name in self._graph.initializers:
                 self._constants[str(value.name)] = value.const_value.numpy()
 
+    def real_step(self, node: ir.Node) -> Step:
+        """Return the step that makes the float32 result of a linear group, before quantization."""
+        return next(
+            s for s in self._settled if s.node is node and s.outputs[0] == node.outputs[0].name
+        )
+
     def run(self, feeds: Feeds, taps: Taps = ()) -> dict[str, Array]:
         """Execute the model.
 

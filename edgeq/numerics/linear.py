@@ -1,50 +1,53 @@
 """Exact integer accumulators of Conv, Gemm and MatMul, computed by float BLAS where it is exact.
 
 A float sum of integers is exact, in any order, while every partial sum stays below 2**24 (float32)
-or 2**53 (float64). The bound `sum |w| * max |x| + |bias|` of each output channel covers all partial
-sums, so it proves, from the weights alone, which dtype a node may use. numpy's own integer matmul is
+or 2**53 (float64). The bound `sum |w| * max |x|` of each output channel covers all partial sums, so
+it proves, from the weights alone, which dtype a node may use. numpy's own integer matmul is
 a hundred times slower.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.numerics.parallel import for_each
-from edgeq.numerics.windows import Windows, pad, view
+from edgeq.numerics.parallel import GRAIN, blocks, for_each, parts
+from edgeq.numerics.scratch import scratch
+from edgeq.numerics.windows import Windows, deal, planes
 
 Array = NDArray[Any]
+Finish = Callable[[slice, slice, slice, Array], None]
+_Done = Callable[[slice, slice, Array], None]
 FLOAT32_EXACT = 2**24
-FLOAT64_EXACT = 2**53
 INT32_MAX = 2**31 - 1
-_BLOCK = 1 << 16  # elements of a depthwise block: 256 kB of float32, half of a usual L2 cache
 
 
-def accumulator_bound(
-    w: Array, x_max: int, bias: Array | None = None, *, channel_axis: int = 0
-) -> int:
-    """Return the largest magnitude that any (partial) accumulator can reach.
+def product_bound(w: Array, x_max: int, channel_axis: int = 0) -> Array:
+    """Return, for each output channel, the largest magnitude of any (partial) sum of products.
 
     Args:
         w: Integer weights, zero point subtracted.
         x_max: Largest `|x - zero_point|` of the other operand.
-        bias: Integers, one per channel, or broadcastable to that.
         channel_axis: The axis of `w` that counts output channels; all others are summed over.
 
-    >>> accumulator_bound(np.array([[-128, 3]]), 255, np.array([7]))
-    33412
+    >>> product_bound(np.array([[-128, 3]]), 255)
+    array([33405])
     """
     axes = tuple(a for a in range(w.ndim) if a != channel_axis % w.ndim)
-    sums = np.abs(w.astype(np.int64)).sum(axis=axes) * x_max
-    if bias is not None:
-        sums = sums + np.abs(bias.astype(np.int64))
-    return int(sums.max(initial=0))
+    return np.asarray(np.abs(w.astype(np.int64)).sum(axis=axes) * x_max)
 
 
-def exact_dtype(bound: int) -> type[np.float32] | type[np.float64]:
-    """Return the fastest float dtype whose sums below `bound` are exact.
+def exact_dtype(products: int, bias: int = 0) -> type[np.float32] | type[np.float64]:
+    """Return the fastest float dtype that sums the products exactly.
+
+    The bias is not part of the choice: `add_bias` rounds `products + bias` once, as the definition
+    `float32(acc)` does, however large the bias is.
+
+    Args:
+        products: Largest magnitude of a sum of products.
+        bias: Largest magnitude of the accumulator beyond that.
 
     >>> exact_dtype(2**24 - 1).__name__, exact_dtype(2**24).__name__
     ('float32', 'float64')
@@ -52,59 +55,145 @@ def exact_dtype(bound: int) -> type[np.float32] | type[np.float64]:
     Raises:
         OverflowError: The accumulator may leave int32.
     """
-    if bound > INT32_MAX:
-        raise OverflowError(f"an accumulator may reach {bound}, beyond int32")
-    return np.float32 if bound < FLOAT32_EXACT else np.float64
+    if products + bias > INT32_MAX:
+        raise OverflowError(f"an accumulator may reach {products + bias}, beyond int32")
+    return np.float32 if products < FLOAT32_EXACT else np.float64
+
+
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """An integer bias per output channel, prepared to be added to float accumulators.
+
+    A float32 sum of two float32 numbers is their exact sum, rounded once. So a bias that float32
+    can represent is added in float32; the channels of any other go through float64.
+
+    Attributes:
+        values: int64, one per channel.
+        near: The values in the dtype of the accumulators, 0 where that would round them.
+        far: The channels where it would.
+    """
+
+    values: NDArray[np.int64]
+    near: Array
+    far: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, bias: Array, dtype: type[np.floating[Any]]) -> "Bias":
+        """Prepare `bias` for accumulators of `dtype`."""
+        values = bias.astype(np.int64).reshape(-1)
+        near = values.astype(dtype)
+        far = near.astype(np.int64) != values
+        near[far] = 0
+        return cls(values, near, far)
+
+    def add_to(self, acc: Array, channels: slice = slice(None)) -> None:
+        """Add to `acc` `(n, channels, columns)`, in place; the slice says which channels it has."""
+        acc += self.near[channels, None]
+        (far,) = np.nonzero(self.far[channels])
+        if far.size:
+            acc[:, far] = acc[:, far].astype(np.float64) + self.values[channels][far, None]
 
 
 def conv_weights(w: Array, groups: int) -> Array:
-    """Return Conv weights `(O, C/groups, *kernel)` as matrices `(groups, O/groups, C/groups*K)`."""
-    return np.ascontiguousarray(w.reshape(groups, w.shape[0] // groups, -1))
+    """Return Conv weights `(O, C/groups, *kernel)` as matrices `(groups, O/groups, K*C/groups)`.
+
+    The elements of the kernel come first, then the channels: the order of `conv_blocks`'s columns.
+    """
+    matrices = w.reshape(groups, w.shape[0] // groups, w.shape[1], -1).swapaxes(2, 3)
+    return np.ascontiguousarray(matrices.reshape(groups, w.shape[0] // groups, -1))
 
 
-def conv_sample(x: Array, matrices: Array, layout: Windows) -> Array:
-    """Convolve one sample, in its dtype.
+def conv_blocks(
+    x: Array, zero_point: int, matrices: Array, layout: Windows, finish: Finish
+) -> None:
+    """Convolve, block by block, and hand each block of accumulators to `finish`, in threads.
 
     Args:
-        x: `(C, *layout.input)` float, padding outside is 0.
-        matrices: The weights, from `conv_weights`, same dtype.
+        x: `(N, C, *layout.input)`: codes, or floats already in the dtype of `matrices`.
+        zero_point: Subtracted from `x`; also what padding is, so that it counts as 0.
+        matrices: The weights, from `conv_weights`, in the dtype that carries the sums.
         layout: Where the windows lie.
-
-    Returns:
-        `(O, P)`, `P` the number of windows.
+        finish: Called with slices of samples, of output channels and along the first spatial
+            axis, and the accumulators `(samples, channels, rows, *rest)`, contiguous, which it
+            may destroy but not keep; the last axes may be longer than the output: what lies
+            beyond is meaningless.
     """
     groups, per_group, depth = matrices.shape
-    points = int(np.prod(layout.output))
-    taps = int(np.prod(layout.kernel))
-    if depth == taps and groups > 1 and per_group <= 4:
-        return _depthwise_sample(pad(x, layout), matrices, layout)
-    if taps == 1 and set(layout.strides) <= {1} and not layout.needs_padding:
-        columns = x.reshape(groups, depth, points)
-    else:
-        columns = view(pad(x, layout), layout).reshape(groups, depth, points)
-    return np.matmul(matrices, columns).reshape(groups * per_group, points)
+    target = planes(layout)
+    length = layout.output[0] * target.row
+    depthwise = depth == len(target.taps) and groups > 1 and per_group <= 4
+    work = _depthwise if depthwise else _product
+    width = max(x.shape[1] * int(np.prod(target.sizes)), groups * per_group * length)
+    samples = parts(len(x), width)
+
+    def one(index: int) -> None:
+        part = x[samples[index]]
+
+        def done(channels: slice, rows: slice, acc: Array) -> None:
+            rest = (rows.stop - rows.start, *target.sizes[1:])
+            finish(samples[index], channels, rows, acc.reshape(*acc.shape[:2], *rest))
+
+        work(deal(part, layout, zero_point), zero_point, matrices, layout, done)
+
+    for_each(len(samples), one, worthwhile=len(x) * width > GRAIN // 8)
 
 
-def _depthwise_sample(padded: Array, matrices: Array, layout: Windows) -> Array:
-    """One input channel per group: shifted multiply-add, a few channels at a time."""
+def _units(codes: Array, zero_point: int, dtype: np.dtype[Any]) -> Array:
+    if codes.dtype == dtype:
+        return codes
+    units = scratch("units", codes.shape, dtype)
+    np.copyto(units, codes)
+    if zero_point:
+        units -= dtype.type(zero_point)
+    return units
+
+
+def _product(dealt: Array, zero_point: int, matrices: Array, layout: Windows, done: _Done) -> None:
+    """Windows as columns of a matrix; of a pointwise convolution the input itself."""
+    groups, per_group, depth = matrices.shape
+    target = planes(layout)
+    samples, channels = dealt.shape[1], dealt.shape[2] // groups
+    pointwise = len(target.taps) == 1
+    kind = matrices.dtype
+    for group in range(groups):
+        members = slice(group * channels, (group + 1) * channels)
+        outputs = slice(group * per_group, (group + 1) * per_group)
+        units = dealt if pointwise else _units(dealt[:, :, members], zero_point, kind)
+        for rows in blocks(layout.output[0], samples * max(per_group, channels) * target.row):
+            start, stop = rows.start * target.row, rows.stop * target.row
+            if pointwise:
+                columns = _units(dealt[0, :, members, start:stop], zero_point, kind)
+            else:
+                shape = (samples, len(target.taps), channels, stop - start)
+                columns = scratch("columns", shape, kind)
+                for tap, (plane, shift) in enumerate(target.taps):
+                    columns[:, tap] = units[plane, :, :, shift + start : shift + stop]
+                columns = columns.reshape(samples, depth, stop - start)
+            acc = scratch("acc", (samples, per_group, stop - start), kind)
+            np.matmul(matrices[group], columns, out=acc)
+            done(outputs, rows, acc)
+
+
+def _depthwise(
+    dealt: Array, zero_point: int, matrices: Array, layout: Windows, done: _Done
+) -> None:
+    """One input channel per group: shifted multiply-add, some channels at a time."""
     groups, per_group, _ = matrices.shape
-    out = np.empty((groups * per_group, *layout.output), padded.dtype)
-    offsets = layout.offsets()
-    ndim = len(layout.output)
-    size = max(1, int(np.prod(layout.output)))
-    step = max(1, _BLOCK // (2 * size))
-    for multiple in range(per_group):
-        for start in range(0, groups, step):
-            x = padded[start : start + step]
-            w = matrices[start : start + step, multiple].reshape(len(x), -1, *(1,) * ndim)
-            acc = np.multiply(x[(slice(None), *offsets[0])], w[:, 0])
-            product = np.empty_like(acc)
-            for index, offset in enumerate(offsets[1:], 1):
-                np.multiply(x[(slice(None), *offset)], w[:, index], out=product)
-                acc += product
-            rows = slice(start * per_group + multiple, (start + len(x)) * per_group, per_group)
-            out[rows] = acc
-    return out.reshape(groups * per_group, size)
+    target = planes(layout)
+    samples, length = dealt.shape[1], layout.output[0] * target.row
+    for channels in blocks(groups, samples * length):
+        x = _units(dealt[:, :, channels], zero_point, matrices.dtype)
+        product = scratch("product", (samples, x.shape[2], length), matrices.dtype)
+        for multiple in range(per_group):
+            w = matrices[channels, multiple, :, None]
+            acc = scratch("acc", product.shape, matrices.dtype)
+            for tap, (plane, shift) in enumerate(target.taps):
+                stretch = x[plane, :, :, shift : shift + length]
+                np.multiply(stretch, w[:, tap], out=product if tap else acc)
+                if tap:
+                    acc += product
+            first, last = channels.start * per_group + multiple, channels.stop * per_group
+            done(slice(first, last, per_group), slice(0, layout.output[0]), acc)
 
 
 def conv(x: Array, w: Array, layout: Windows, groups: int = 1) -> Array:
@@ -112,14 +201,14 @@ def conv(x: Array, w: Array, layout: Windows, groups: int = 1) -> Array:
 
     In the dtype of `x`, which must be float and that of `w`.
     """
-    matrices = conv_weights(w, groups)
-    out = np.empty((len(x), len(w), int(np.prod(layout.output))), x.dtype)
+    out = np.empty((len(x), len(w), *layout.output), x.dtype)
+    inside = tuple(slice(0, size) for size in layout.output[1:])
 
-    def one(n: int) -> None:
-        out[n] = conv_sample(x[n], matrices, layout)
+    def store(samples: slice, channels: slice, rows: slice, acc: Array) -> None:
+        out[samples, channels, rows] = acc[(..., slice(None), *inside)]
 
-    for_each(len(x), one, worthwhile=out.size > 1 << 14)
-    return out.reshape(len(x), len(w), *layout.output)
+    conv_blocks(x, 0, conv_weights(w, groups), layout, store)
+    return out
 
 
 def conv_transpose(

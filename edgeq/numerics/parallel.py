@@ -7,8 +7,14 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
+
+from edgeq.numerics.blas import single_threaded
 
 THREADS = min(2, os.cpu_count() or 1)
+# Elements that one numpy call should treat. Shorter calls (a few microseconds) fight for the
+# interpreter lock and two threads are slower than one (measured); longer ones leave the cache.
+GRAIN = 160_000
 
 
 @lru_cache(maxsize=1)
@@ -29,5 +35,20 @@ def for_each(count: int, work: Callable[[int], None], *, worthwhile: bool = True
         for index in todo:
             work(index)
 
-    for future in [_pool().submit(drain) for _ in range(THREADS)]:
-        future.result()
+    with single_threaded():
+        for future in [_pool().submit(drain) for _ in range(THREADS)]:
+            future.result()
+
+
+def blocks(rows: int, width: int) -> list[slice]:
+    """Cut `rows` of `width` elements into even slices of about `GRAIN` elements each."""
+    parts = max(1, min(rows, round(rows * width / GRAIN)))
+    cuts = [rows * part // parts for part in range(parts + 1)]
+    return [slice(a, b) for a, b in pairwise(cuts)]
+
+
+def parts(rows: int, width: int) -> list[slice]:
+    """Cut `rows` as `blocks` does, but into one part per thread at least."""
+    most = max(1, -(-rows // THREADS))
+    step = min(most, max(1, round(GRAIN / max(1, width))))
+    return [slice(start, min(rows, start + step)) for start in range(0, rows, step)]

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from edgeq.numerics.affine import Codes, Float32, along, saturate, saturate_in_place
 from edgeq.numerics.qtype import QType
 
-_BLOCK = 1 << 16  # elements: 256 kB of float32, half of a usual L2 cache
-
 
 def multiplier(scale_x: Float32, scale_w: Float32, scale_y: Float32) -> Float32:
     """Return `float32(float32(scale_x * scale_w) / scale_y)`, per tensor or per channel."""
@@ -46,33 +44,23 @@ def requantize(
     return saturate_in_place(real, np.asarray(zero_point), qtype)
 
 
-def requantize_rows(
-    acc: NDArray[Any], multiplier: Float32, zero_point: int, qtype: QType, out: Codes
+def requantize_into(
+    out: Codes, acc: NDArray[Any], multiplier: Float32, zero_point: int, qtype: QType
 ) -> None:
-    """Requantize `acc` `(rows, columns)` into `out`, in blocks that stay in the cache.
-
-    `acc` is destroyed if it is float32.
+    """Do the same as `requantize`, in place, for formats of 8 bits.
 
     Args:
-        acc: Exact integers held in float32 or float64.
-        multiplier: float32, `(rows, 1)`, `(1, columns)` or `(1, 1)`.
+        out: Receives the codes; the shape of `acc`.
+        acc: Exact integers held in float32, which is destroyed, or float64.
+        multiplier: float32, broadcastable to `acc`.
         zero_point: Per tensor.
-        qtype: An 8-bit format.
-        out: Codes, the shape of `acc`.
+        qtype: Format of the result.
     """
-    step = max(1, _BLOCK // max(1, acc.shape[1]))
-    per_row = len(multiplier) > 1
-    for start in range(0, len(acc), step):
-        rows = slice(start, start + step)
-        real = acc[rows].astype(np.float32, copy=False)
-        real *= multiplier[rows] if per_row else multiplier
-        np.rint(real, out=real)
-        np.clip(
-            real,
-            np.float32(qtype.qmin - zero_point),
-            np.float32(qtype.qmax - zero_point),
-            out=real,
-        )
-        if zero_point:
-            real += np.float32(zero_point)
-        np.copyto(out[rows], real, casting="unsafe")
+    real = acc if acc.dtype == np.float32 else acc.astype(np.float32)
+    real *= multiplier
+    np.rint(real, out=real)
+    low, high = np.float32(qtype.qmin - zero_point), np.float32(qtype.qmax - zero_point)
+    np.clip(real, low, high, out=real)
+    if zero_point:
+        real += np.float32(zero_point)
+    np.copyto(out, real, casting="unsafe")

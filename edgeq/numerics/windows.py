@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import Any, Literal
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
+
+from edgeq.numerics.scratch import scratch
 
 Array = NDArray[Any]
 AutoPad = Literal["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"]
@@ -120,8 +122,8 @@ def windows(
     return Windows(tuple(kernel), strides, dilations, begin, end, tuple(sizes), tuple(output))
 
 
-def pad(x: Array, layout: Windows, value: Any = 0) -> Array:
-    """Return `x`, whose last axes are spatial, padded with `value`; `x` itself if none is needed."""
+def pad(x: Array, layout: Windows, value: complex = 0) -> Array:
+    """Return `x`, whose last axes are spatial, padded with `value`."""
     if not layout.needs_padding:
         return x
     lead = x.shape[: x.ndim - len(layout.input)]
@@ -131,15 +133,65 @@ def pad(x: Array, layout: Windows, value: Any = 0) -> Array:
     return padded
 
 
-def view(padded: Array, layout: Windows) -> Array:
-    """Return a read-only view `(*leading, *kernel, *output)` of a padded input."""
-    ndim = len(layout.kernel)
-    lead, spatial = padded.strides[:-ndim], padded.strides[-ndim:]
-    inner = tuple(s * d for s, d in zip(spatial, layout.dilations, strict=True))
-    outer = tuple(s * d for s, d in zip(spatial, layout.strides, strict=True))
-    return as_strided(
-        padded,
-        padded.shape[:-ndim] + layout.kernel + layout.output,
-        lead + inner + outer,
-        writeable=False,
-    )
+@dataclass(frozen=True)
+class Planes:
+    """A padded input dealt out so that each element of a window visits one contiguous stretch.
+
+    The elements that a window's element sees lie a stride apart. Dealing the input out by position
+    modulo the stride brings them together, and reading whole rows, ends included, makes them one
+    stretch of memory: long inner loops, whatever the size of the image.
+
+    Attributes:
+        phases: For each plane, its position modulo the strides.
+        sizes: Spatial sizes of a plane, one row more than windows reach.
+        taps: For each element of the window, row-major: its plane, and where its stretch begins.
+        row: Length of one step along the first spatial axis.
+    """
+
+    phases: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
+    taps: tuple[tuple[int, int], ...]
+    row: int
+
+
+@lru_cache(maxsize=256)
+def planes(layout: Windows) -> Planes:
+    """Return how to deal out an input for these windows."""
+    sizes = [-(-c // s) for c, s in zip(layout.covered, layout.strides, strict=True)]
+    if layout.kernel != (1,) * len(sizes):
+        sizes[0] += 1
+    steps = [int(np.prod(sizes[i + 1 :])) for i in range(len(sizes))]
+    phases: dict[tuple[int, ...], int] = {}
+    taps = []
+    for index in np.ndindex(*layout.kernel):
+        places = [k * d for k, d in zip(index, layout.dilations, strict=True)]
+        phase = tuple(p % s for p, s in zip(places, layout.strides, strict=True))
+        start = sum(p // s * t for p, s, t in zip(places, layout.strides, steps, strict=True))
+        taps.append((phases.setdefault(phase, len(phases)), start))
+    return Planes(tuple(phases), tuple(sizes), tuple(taps), steps[0])
+
+
+def deal(x: Array, layout: Windows, value: complex = 0) -> Array:
+    """Deal out `x` `(N, C, *layout.input)` as planes `(phases, N, C, elements)`.
+
+    What lies outside the input is `value`. The result is `x` itself or scratch memory, valid until
+    this thread calls again.
+    """
+    target = planes(layout)
+    lead = x.shape[:2]
+    if target.sizes == layout.input and len(target.phases) == 1 and not layout.needs_padding:
+        return x.reshape(1, *lead, -1)
+    out = scratch("deal", (len(target.phases), *lead, *target.sizes), x.dtype)
+    out.fill(value)
+    for plane, phase in zip(out, target.phases, strict=True):
+        source, inside = [slice(None)] * 2, [slice(None)] * 2
+        for p, s, b, i, q in zip(
+            phase, layout.strides, layout.begin, layout.input, target.sizes, strict=True
+        ):
+            first = max(0, -(-(b - p) // s))
+            start = p + s * first - b
+            count = max(0, min(q - first, -(-(i - start) // s)))
+            source.append(slice(start, start + (count - 1) * s + 1, s) if count else slice(0, 0))
+            inside.append(slice(first, first + count))
+        plane[tuple(inside)] = x[tuple(source)]
+    return out.reshape(len(out), *lead, -1)

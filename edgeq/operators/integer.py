@@ -18,14 +18,14 @@ from edgeq.errors import ModelError, UnsupportedOperatorError
 from edgeq.graph import int_attribute, ints_attribute, string_attribute
 from edgeq.numerics import linear
 from edgeq.numerics.affine import QParams
-from edgeq.numerics.parallel import for_each
-from edgeq.numerics.requantize import multiplier, requantize_rows
+from edgeq.numerics.parallel import blocks, for_each
+from edgeq.numerics.requantize import multiplier, requantize_into
+from edgeq.numerics.scratch import scratch
 from edgeq.numerics.windows import AutoPad, windows
 from edgeq.operators.binding import Kernel, describe
 from edgeq.qdq import LinearGroup
 
 Array = NDArray[Any]
-_BLOCK = 1 << 17  # elements of a block of columns, operands and accumulators: half a usual L2 cache
 _CONV_ATTRIBUTES = {"auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"}
 
 
@@ -46,12 +46,16 @@ class Finish:
         """The dtype of the result."""
         return np.dtype(np.float32) if self.y is None else self.y.qtype.dtype
 
-    def __call__(self, acc: Array, out: Array) -> None:
-        """Turn `acc` `(rows, columns)`, which may be destroyed, into `out`."""
+    def __call__(self, acc: Array, out: Array, rows: slice = slice(None)) -> None:
+        """Turn `acc` `(..., rows, columns)`, which may be destroyed, into `out`.
+
+        `rows` says which rows of `scale` these are.
+        """
+        scale = self.scale[rows] if len(self.scale) > 1 else self.scale
         if self.y is None:
-            np.multiply(acc.astype(np.float32, copy=False), self.scale, out=out)
+            np.multiply(acc.astype(np.float32, copy=False), scale, out=out)
             return
-        requantize_rows(acc, self.scale, int(self.y.zero_point), self.y.qtype, out)
+        requantize_into(out, acc, scale, int(self.y.zero_point), self.y.qtype)
 
 
 def integer_kernel(group: LinearGroup, *, real: bool = False) -> Kernel:
@@ -113,13 +117,22 @@ def _weight(group: LinearGroup) -> Array:
     return codes.astype(np.int32) - group.w.qparams.zero_point.reshape(shape)
 
 
+def _magnitudes(bias: Array | None) -> Array | int:
+    return 0 if bias is None else np.abs(bias.astype(np.int64))
+
+
 def _bias(group: LinearGroup) -> Array | None:
     return None if group.bias is None else group.bias.array
 
 
-def _dtype(group: LinearGroup, bound: int) -> type[np.float32] | type[np.float64]:
+def _dtype(
+    group: LinearGroup, products: Array | int, bias: Array | int
+) -> type[np.float32] | type[np.float64]:
+    """Choose by the bounds per channel; of all channels, the largest sum must fit int32."""
+    total = np.asarray(products, np.int64) + np.asarray(bias, np.int64)
+    largest = int(np.max(products, initial=0))
     try:
-        return linear.exact_dtype(bound)
+        return linear.exact_dtype(largest, int(total.max(initial=0)) - largest)
     except OverflowError as error:
         raise ModelError(
             f"{describe(group.node)}: {error}; keep it float, or use smaller weights"
@@ -133,26 +146,30 @@ def _conv(group: LinearGroup, finish: Finish) -> Callable[..., Array]:
         raise UnsupportedOperatorError(f"{describe(node)}: attribute {unknown[0]!r}")
     if ints_attribute(node, "kernel_shape", w.shape[2:]) != w.shape[2:]:
         raise ModelError(f"{describe(node)}: kernel_shape does not fit the weight {w.shape}")
-    dtype = _dtype(group, linear.accumulator_bound(w, _largest(group.x.qparams), bias))
+    dtype = _dtype(group, linear.product_bound(w, _largest(group.x.qparams)), _magnitudes(bias))
     matrices = linear.conv_weights(w.astype(dtype), int_attribute(node, "group", 1))
-    offset = None if bias is None else bias.astype(dtype).reshape(-1, 1)
-    zero = group.x.qparams.zero_point
+    offset = None if bias is None else linear.Bias.of(bias, dtype)
+    zero = int(group.x.qparams.zero_point)
     auto_pad: AutoPad = string_attribute(node, "auto_pad", "NOTSET")  # type: ignore[assignment]  # windows() reads unknown text as ONNX's default
     pads, strides, dilations = (
         ints_attribute(node, name, ()) for name in ("pads", "strides", "dilations")
     )
 
-    def sample(x: Array, out: Array, layout: Any) -> None:
-        acc = linear.conv_sample(_units(x, zero, dtype), matrices, layout)
-        if offset is not None:
-            acc += offset
-        finish(acc, out)
-
     def run(x: Array) -> Array:
         layout = windows(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
-        out = np.empty((len(x), len(w), int(np.prod(layout.output))), finish.dtype)
-        for_each(len(x), lambda n: sample(x[n], out[n], layout), worthwhile=out.size > 1 << 13)
-        return out.reshape(len(x), len(w), *layout.output)
+        out = np.empty((len(x), len(w), *layout.output), finish.dtype)
+        inside = tuple(slice(0, size) for size in layout.output[1:])
+
+        def store(samples: slice, channels: slice, rows: slice, acc: Array) -> None:
+            flat = acc.reshape(*acc.shape[:2], -1)
+            if offset is not None:
+                offset.add_to(flat, channels)
+            result = scratch("codes", acc.shape, finish.dtype)
+            finish(flat, result.reshape(flat.shape), channels)
+            out[samples, channels, rows] = result[(..., slice(None), *inside)]
+
+        linear.conv_blocks(x, zero, matrices, layout, store)
+        return out
 
     return run
 
@@ -175,27 +192,47 @@ def _product(group: LinearGroup, finish: Finish, transposed: bool) -> Callable[.
     dtype: type[np.floating[Any]] | None = None
     if group.w.array is not None:
         w = _weight(group).T if transposed else _weight(group)
-        bound = _product_bound(w, x_max, bias)
-        dtype = _dtype(group, bound)
+        depth = 0 if w.ndim == 1 else w.ndim - 2
+        products = np.abs(w.astype(np.int64)).sum(axis=depth) * x_max
+        dtype = _dtype(group, products, _magnitudes(bias))
         fixed = np.ascontiguousarray(w, dtype)
 
     def run(x: Array, w_codes: Array | None = None) -> Array:
         kind, w = dtype, fixed
         if kind is None or w is None:
             assert w_codes is not None
-            extra = 0 if bias is None else int(np.abs(bias.astype(np.int64)).max(initial=0))
-            kind = _dtype(group, x.shape[-1] * x_max * w_max + extra)
+            kind = _dtype(group, x.shape[-1] * x_max * w_max, _magnitudes(bias))
             w = _units(w_codes, zero_w, kind)
             w = w.T if transposed else w
         acc = np.asarray(np.matmul(_units(x, zero_x, kind), w))
         if bias is not None:
-            acc += bias.astype(kind)
-        out = np.empty(acc.shape, finish.dtype)
-        rows = (-1, acc.shape[-1]) if acc.ndim else (1, 1)
-        finish(acc.reshape(rows), out.reshape(rows))
-        return out
+            acc = _biased(acc, bias)
+        return _finished(acc, finish)
 
     return run
+
+
+def _biased(acc: Array, bias: Array) -> Array:
+    """Add the bias of a Gemm `(M, N)`: one for all, one per column, or one per element."""
+    if bias.ndim == 2 and bias.shape[0] > 1:
+        return acc.astype(np.float64) + bias
+    per_column = np.broadcast_to(bias.reshape(-1), acc.shape[-1:])
+    linear.Bias.of(per_column, acc.dtype.type).add_to(acc[:, :, None])
+    return acc
+
+
+def _finished(acc: Array, finish: Finish) -> Array:
+    """Return what becomes of `acc`, whose last axis counts the channels."""
+    out = np.empty(acc.shape, finish.dtype)
+    shape = (int(np.prod(acc.shape[:-1])), acc.shape[-1]) if acc.ndim else (1, 1)
+    source, target = acc.reshape(shape), out.reshape(shape)
+    pieces = blocks(*shape)
+
+    def one(index: int) -> None:
+        finish(source[pieces[index]], target[pieces[index]])
+
+    for_each(len(pieces), one)
+    return out
 
 
 def _product_bound(w: Array, x_max: int, bias: Array | None) -> int:
@@ -213,9 +250,6 @@ def _mul(group: LinearGroup, finish: Finish) -> Callable[..., Array]:
 
     def run(a: Array, b: Array) -> Array:
         acc = np.asarray(_units(a, zero_a, np.float32) * _units(b, zero_b, np.float32))
-        out = np.empty(acc.shape, finish.dtype)
-        rows = (len(acc), -1) if acc.ndim and acc.size else (1, acc.size)
-        scale(acc.reshape(rows), out.reshape(rows))
-        return out
+        return _finished(acc, scale)
 
     return run

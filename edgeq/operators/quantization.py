@@ -1,13 +1,15 @@
 """QuantizeLinear and DequantizeLinear: per tensor, per axis and, for weights, in blocks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from edgeq.errors import UnsupportedOperatorError
 from edgeq.numerics import affine
+from edgeq.numerics.parallel import blocks, for_each
 from edgeq.numerics.qtype import QTYPES, QType, qtype_of
 
 Array = NDArray[Any]
@@ -32,6 +34,20 @@ def _blocked(parameter: Array, x: Array, axis: int, block_size: int) -> Array:
     return repeated[tuple(slice(0, size) for size in x.shape)]
 
 
+def _in_parts(function: Callable[[Array], Array], x: Array, dtype: DTypeLike) -> Array:
+    """Return `function(x)`, computed piece by piece in threads."""
+    out = np.empty(x.shape, dtype)
+    source, target = x.reshape(-1), out.reshape(-1)
+    pieces = blocks(x.size, 1)
+
+    def one(index: int) -> None:
+        with np.errstate(all="ignore"):
+            target[pieces[index]] = function(source[pieces[index]])
+
+    for_each(len(pieces), one)
+    return out
+
+
 def quantize_linear(
     x: Array,
     scale: Array,
@@ -53,7 +69,9 @@ def quantize_linear(
         along = _axis(scale, axis, x.ndim)
         if along is None:
             scale, zero = scale.reshape(()), zero.reshape(())
-        return affine.quantize(x, scale, zero, qtype, along)
+        if along is not None:
+            return affine.quantize(x, scale, zero, qtype, along)
+        return _in_parts(lambda part: affine.quantize(part, scale, zero, qtype), x, qtype.dtype)
     scale, zero = (_blocked(p, x, axis, block_size) for p in (scale, zero))
     return affine.saturate(np.rint(x / scale), zero, qtype)
 
@@ -72,6 +90,8 @@ def dequantize_linear(
         along = _axis(scale, axis, q.ndim)
         if along is None:
             scale, zero = scale.reshape(()), zero.reshape(())
-        return affine.dequantize(q, scale, zero, along)
+        if along is not None:
+            return affine.dequantize(q, scale, zero, along)
+        return _in_parts(lambda part: affine.dequantize(part, scale, zero), q, np.float32)
     scale, zero = (_blocked(p, q, axis, block_size) for p in (scale, zero))
     return (q.astype(np.int32) - zero).astype(np.float32) * scale
