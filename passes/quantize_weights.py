@@ -68,6 +68,9 @@ def _quantize(node: ir.Node, weight: NDArray[np.float32], editor: Editor, contex
     if bias is not None:
         qparams = _room_for_bias(qparams, x.qparams, bias, spec)
     codes = qparams.quantize(weight)
+    if qparams.qtype.signed:  # a clipped weight saturates: to the limit, not to qmin
+        limit = min(limit, qparams.qtype.qmax)
+        codes = np.clip(codes.astype(np.int32), -limit, limit).astype(codes.dtype)
     source = node.inputs[1]
     assert source is not None
     node.replace_input_with(1, _dequantized(editor, node, source.name or "w", codes, qparams))
