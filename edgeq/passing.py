@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from edgeq.calibrate import Calibration, Samples
 from edgeq.errors import EdgeqError, PassError, RecipeError, UnknownNameError, suggest
+from edgeq.graph import remove_dead
 from edgeq.numerics.affine import QParams
 from edgeq.recipe import Recipe
 from edgeq.steps import Step as Step
@@ -175,4 +176,6 @@ def run_pipeline(
             raise PassError(f"pass {step.name} failed: {type(error).__name__}: {error}") from error
         seconds = time.perf_counter() - start
         records.append(PassRecord(format_steps([step]), rewrites, seconds))
+    # What passes replaced may lie about unused; float weights would be deployed with their codes.
+    remove_dead(model.graph)
     return records
