@@ -14,6 +14,7 @@ import onnx_ir as ir
 from edgeq.exactness import DETERMINED, UNPROVEN, Fact, Grid, Unproven, grid, grid_of, join
 from edgeq.float_proofs import Reason, prove_float
 from edgeq.fused_proofs import prove_fused
+from edgeq.fusion_checks import is_requantization
 from edgeq.graph import constant
 from edgeq.integer_proofs import prove_integer
 from edgeq.numerics.qtype import QTYPES
@@ -86,7 +87,7 @@ def _prove(node: ir.Node, facts: dict[ir.Value, Fact], capabilities: Capabilitie
     if node.op_type == "DequantizeLinear":
         return _dequantize(node, inputs)
     if node.op_type == "QuantizeLinear":
-        return _quantize(node)
+        return _quantize(node, capabilities)
     group = linear_group(node)
     if group is not None:
         fused = node.op_type in capabilities.fused
@@ -150,8 +151,15 @@ def _dequantize(node: ir.Node, inputs: list[Fact | None]) -> Reason:
     return Reason("ieee", detail, grid(float(scale.min()), float(low.min()), float(high.max())))
 
 
-def _quantize(node: ir.Node) -> Reason:
+MERGES_PAIRS = "session.disable_double_qdq_remover"
+
+
+def _quantize(node: ir.Node, capabilities: Capabilities) -> Reason:
     """Return the proof of a QuantizeLinear: division, rounding and sum are single operations."""
+    kept = capabilities.session_options.get(MERGES_PAIRS) == "1"
+    if capabilities.fused and not kept and is_requantization(node):
+        reason = f"it is merged with the QuantizeLinear before it, unless {MERGES_PAIRS}=1"
+        return Reason("unproven", reason, UNPROVEN)
     detail = "one IEEE division, round half to even, zero point, saturation"
     found = quantize_node(node)
     if found is None:

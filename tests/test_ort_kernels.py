@@ -306,9 +306,9 @@ ARM_ROWS = [
 @pytest.mark.parametrize(("rule", "a", "b", "expected"), ARM_ROWS, ids=[r[0] for r in ARM_ROWS])
 def test_arm_add_rounds_halves_away_from_zero(rule, a, b, expected):
     x, y = qp(0.5, 0), qp(1.0, 10)
-    assert qlinear_add_arm(np.uint8(a), x, np.uint8(b), x, y) == expected
+    assert qlinear_add_arm(np.array(a), x, np.array(b), x, y) == expected
     x8 = qp(0.5, 4)  # below zero: -1/2 goes to -1
-    assert qlinear_add_arm(np.uint8(3), x8, np.uint8(4), x8, y) == 9
+    assert qlinear_add_arm(np.array(3), x8, np.array(4), x8, y) == 9
 
 
 def test_arm_add_multipliers_have_22_bits_or_none():

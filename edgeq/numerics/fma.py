@@ -7,13 +7,11 @@ rounded to odd with two or more spare bits rounds to float32 like the exact one 
 Melquiond, Emulation of a FMA and Correctly Rounded Sums, 2008).
 """
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
-def fma(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> NDArray[np.float32]:
+def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> NDArray[np.float32]:
     """Return `round_to_float32(a * b + c)`, elementwise.
 
     Args:

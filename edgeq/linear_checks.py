@@ -1,0 +1,198 @@
+"""What keeps linear ops (Conv, Gemm, MatMul) from running as exact integer kernels.
+
+Each check yields (name of the value concerned, what was found) for one node.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq.graph import constant, consumers, int_attribute, sole_consumer
+from edgeq.qdq import Operand, operand, quantize_node
+
+Found = Iterator[tuple[str, str]]
+LINEAR = ("Conv", "Gemm", "MatMul")
+SAFE_PAIR = 64  # 255 * 64 + 255 * 64 < 2**15
+BIAS_LIMIT = 2**30
+TINY = float(np.finfo(np.float32).tiny)
+
+
+def _operands(node: ir.Node) -> tuple[Operand, Operand] | None:
+    if node.op_type not in LINEAR or node.domain:
+        return None
+    x, w = operand(node.inputs[0]), operand(node.inputs[1])
+    return None if x is None or w is None else (x, w)
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else value.name or ""
+
+
+def int8_activation(node: ir.Node) -> Found:
+    """Find int8 on the left side of a linear op."""
+    found = _operands(node)
+    if found is not None and found[0].qparams.qtype.name == "int8":
+        yield _name(found[0].codes), "the activation is int8"
+
+
+def int8_right_side(node: ir.Node) -> Found:
+    """Find int8 on the right side of a MatMul that computes it at run time."""
+    found = _operands(node)
+    if found is not None and found[1].array is None and found[1].qparams.qtype.name == "int8":
+        yield _name(found[1].codes), "the right side is computed at run time and is int8"
+
+
+def _int8_weight(node: ir.Node) -> tuple[str, NDArray[np.int8]] | None:
+    found = _operands(node)
+    array = None if found is None else found[1].array
+    if found is None or array is None or array.dtype != np.int8 or not array.size:
+        return None
+    return _name(found[1].codes), array
+
+
+def weight_range(node: ir.Node) -> Found:
+    """Find int8 weights of -128."""
+    found = _int8_weight(node)
+    count = 0 if found is None else int(np.count_nonzero(found[1] == -128))
+    if found is not None and count:
+        yield found[0], f"{count} of {found[1].size} weights are -128"
+
+
+def saturating_pairs(node: ir.Node) -> Found:
+    """Find int8 weights whose pairs of products with uint8 can exceed 16 bits."""
+    found, operands = _int8_weight(node), _operands(node)
+    if found is None or operands is None or operands[0].qparams.qtype.name != "uint8":
+        return
+    largest = int(np.abs(found[1].astype(np.int16)).max())
+    if largest > SAFE_PAIR:
+        yield found[0], f"weights reach {largest}: session.x64quantprecision=1 is needed"
+
+
+def matmul_bias(node: ir.Node) -> Found:
+    """Find a MatMul with constant weights whose result gets a constant added."""
+    if node.op_type != "MatMul":
+        return
+    found = _operands(node)
+    reader = sole_consumer(node.outputs[0])
+    if found is None or found[1].array is None or reader is None or reader.op_type != "Add":
+        return
+    for value in reader.inputs:
+        bias = operand(value)
+        if constant(value) is not None or (bias is not None and bias.array is not None):
+            yield _name(value), f"the bias is added by {reader.name or 'an Add'}"
+
+
+def zero_point_missing(node: ir.Node) -> Found:
+    """Find a DequantizeLinear in front of a linear op that has no zero point."""
+    if node.op_type != "DequantizeLinear" or node.domain:
+        return
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        return
+    if any(reader.op_type in LINEAR for reader in consumers(node.outputs[0])):
+        yield _name(node.inputs[0]), "its DequantizeLinear has no zero_point input"
+
+
+def per_axis_activation(node: ir.Node) -> Found:
+    """Find a value computed at run time that is dequantized with a scale per channel."""
+    if node.op_type != "DequantizeLinear" or node.domain or constant(node.inputs[0]) is not None:
+        return
+    scale = constant(node.inputs[1])
+    if scale is not None and scale.ndim == 1 and scale.size > 1:
+        yield _name(node.inputs[0]), f"{scale.size} scales, along axis {_axis(node)}"
+
+
+def per_axis_result(node: ir.Node) -> Found:
+    """Find a linear op whose result is quantized with a scale per channel."""
+    if node.op_type not in LINEAR or node.domain:
+        return
+    for reader in consumers(node.outputs[0]):
+        scale = constant(reader.inputs[1]) if reader.op_type == "QuantizeLinear" else None
+        if scale is not None and scale.ndim == 1 and scale.size > 1:
+            yield _name(node.outputs[0]), f"{scale.size} scales, along axis {_axis(reader)}"
+
+
+def _axis(node: ir.Node) -> int:
+    return int_attribute(node, "axis", 1)
+
+
+def _bias(node: ir.Node) -> tuple[str, Operand, Operand, Operand] | None:
+    found = _operands(node)
+    bias = operand(node.inputs[2]) if found is not None and len(node.inputs) > 2 else None
+    if found is None or bias is None or bias.array is None:
+        return None
+    return _name(bias.codes), found[0], found[1], bias
+
+
+def bias_scale(node: ir.Node) -> Found:
+    """Find a bias whose scale is not that of the accumulator."""
+    found = _bias(node)
+    if found is None:
+        return
+    name, x, w, bias = found
+    expected = np.asarray(x.qparams.scale * w.qparams.scale, np.float32)
+    scale = bias.qparams.scale
+    fits = expected.size in (1, scale.size) or scale.size == 1
+    if not fits or not np.all(expected == scale):
+        yield name, f"scale {_first(scale)}, the accumulator's is {_first(expected)}"
+    if np.any(bias.qparams.zero_point):
+        yield name, "the zero point is not 0"
+
+
+def _first(scale: NDArray[np.float32]) -> str:
+    return f"{float(scale.reshape(-1)[0]):.9g}"
+
+
+def bias_range(node: ir.Node) -> Found:
+    """Find bias codes beyond 2**30."""
+    found = _bias(node)
+    if found is None or found[3].array is None or not found[3].array.size:
+        return
+    largest = int(np.abs(found[3].array.astype(np.int64)).max())
+    if largest > BIAS_LIMIT:
+        yield found[0], f"codes reach {largest}"
+
+
+def denormal(node: ir.Node) -> Found:
+    """Find denormal scales, and linear ops whose multiplier is denormal."""
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear") and not node.domain:
+        scale = constant(node.inputs[1])
+        if scale is not None and scale.size and scale.dtype == np.float32:
+            smallest = float(np.abs(scale).min())
+            if smallest < TINY:
+                yield _name(node.inputs[1]), f"scale {smallest:g}"
+        return
+    found, reader = _operands(node), sole_consumer(node.outputs[0])
+    y = None if reader is None else quantize_node(reader)
+    if found is None or y is None or y.qparams.scale.size != 1:
+        return
+    product = np.asarray(found[0].qparams.scale * found[1].qparams.scale, np.float32)
+    smallest = min(float(product.min()), float((product / y.qparams.scale).min()))
+    if smallest < TINY:
+        yield _name(node.outputs[0]), f"multiplier {smallest:g}"
+
+
+def clip_behind(node: ir.Node) -> Found:
+    """Find a Clip or Relu behind a linear op that cuts what its QuantizeLinear can represent."""
+    clip = sole_consumer(node.outputs[0])
+    if _operands(node) is None or clip is None or clip.op_type not in ("Clip", "Relu"):
+        return
+    reader = sole_consumer(clip.outputs[0])
+    y = None if reader is None else quantize_node(reader)
+    if y is None:
+        return
+    low, high = y.qparams.range
+    limits = [0.0, np.inf]
+    if clip.op_type == "Clip":
+        arrays = [constant(v) for v in clip.inputs[1:3]]
+        limits = [-np.inf, np.inf]
+        for index, array in enumerate(arrays):
+            if array is not None:
+                limits[index] = float(array.reshape(()))
+    if limits[0] > low or limits[1] < high:
+        given = f"[{limits[0]:g}, {limits[1]:g}]"
+        yield (
+            _name(clip.outputs[0]),
+            f"{clip.op_type} to {given} cuts the range [{low:g}, {high:g}]",
+        )

@@ -1,0 +1,79 @@
+"""Hold the rules for ONNX Runtime against a QDQ model, whoever made it."""
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgeq.rules import RULES, Rule
+from edgeq.targeting import Capabilities
+
+NOTHING_SET = Capabilities()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where a model breaks a rule, and what to do.
+
+    Attributes:
+        rule: The rule's id.
+        node: Name of the node.
+        value: Name of the value concerned.
+        detail: What was found.
+        reason: What happens.
+        remedy: What to write instead.
+        cpus: Where it happens, separated by commas.
+    """
+
+    rule: str
+    node: str
+    value: str
+    detail: str
+    reason: str
+    remedy: str
+    cpus: str
+
+    def as_json(self) -> dict[str, str]:
+        """Return the fields, all texts."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        place = f"node {self.node!r}, value {self.value!r}"
+        return f"{self.rule}: {place}: {self.detail}. {self.reason} ({self.cpus}) {self.remedy}"
+
+
+def lint(
+    model: ir.Model, capabilities: Capabilities = NOTHING_SET, rules: tuple[Rule, ...] = RULES
+) -> tuple[Finding, ...]:
+    """Return every place where `model` breaks a rule, in graph order.
+
+    Args:
+        model: A QDQ model of any tool; shapes inferred, or the sizes of images are not known.
+        capabilities: Of the target; rules that its session options satisfy are left out.
+        rules: Which rules to hold against the model.
+    """
+    options = capabilities.session_options
+    open_rules = [r for r in rules if not (r.option and options.get(r.option) == "1")]
+    return tuple(
+        _finding(rule, node, value, detail)
+        for node in model.graph
+        for rule in open_rules
+        for value, detail in rule.check(node)
+    )
+
+
+def _finding(rule: Rule, node: ir.Node, value: str, detail: str) -> Finding:
+    cpus = ", ".join(rule.cpus)
+    return Finding(rule.id, node.name or "", value, detail, rule.reason, rule.remedy, cpus)
+
+
+def to_text(findings: tuple[Finding, ...]) -> str:
+    """Return the findings rule by rule, each rule explained once; empty if there are none."""
+    lines = []
+    for rule in RULES:
+        places = [f for f in findings if f.rule == rule.id]
+        if not places:
+            continue
+        lines += [f"{rule.id}: {rule.summary}", f"  why: {rule.reason} ({', '.join(rule.cpus)})"]
+        lines += [f"  do:  {rule.remedy}"]
+        lines += [f"  - {f.node or 'a node'} ({f.value}): {f.detail}" for f in places]
+    return "\n".join(lines)

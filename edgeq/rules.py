@@ -1,0 +1,196 @@
+"""Rules that keep ONNX Runtime on edgeq's definition of the arithmetic, as data.
+
+Each rule has one check, which looks at one node of a QDQ model and says what breaks it. The
+evidence was measured with ONNX Runtime 1.31 on x86 with and without VNNI, and on emulated x86 and
+Arm cores; `tests/test_rules.py` breaks each rule and shows the bits that differ.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgeq import float_checks, fusion_checks, linear_checks
+
+ALL_CPUS = ("x86", "Arm")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        id: What findings and options call it.
+        summary: What must hold.
+        reason: What happens otherwise.
+        remedy: What to write instead.
+        cpus: Where it happens.
+        check: Yields, for one node, (name of the value concerned, what was found).
+        option: The session option whose value "1" satisfies the rule; empty if there is none.
+    """
+
+    id: str
+    summary: str
+    reason: str
+    remedy: str
+    cpus: tuple[str, ...]
+    check: Callable[[ir.Node], Iterator[tuple[str, str]]]
+    option: str = ""
+
+
+RULES = (
+    Rule(
+        "uint8-activations",
+        "Activations are uint8.",
+        "int8 activations stay float on x86 where they have several readers or come from outside,"
+        " and run as s8 * s8 on Arm.",
+        "Quantize activations to uint8.",
+        ALL_CPUS,
+        linear_checks.int8_activation,
+    ),
+    Rule(
+        "weight-range",
+        "int8 weights lie within [-127, 127].",
+        "Two products of -128 * -128 overflow the 16-bit sums of Arm CPUs without dot product.",
+        "Choose symmetric weight scales that leave -128 unused.",
+        ("Arm without dot product",),
+        linear_checks.weight_range,
+    ),
+    Rule(
+        "x64quantprecision",
+        "Sessions of models with int8 weights beyond 64 set session.x64quantprecision=1.",
+        "x86 CPUs without VNNI saturate the sum of two u8 * s8 products to 16 bits: 6 to 84 % of"
+        " the results are wrong.",
+        "Set the session option, or limit weights to [-64, 64].",
+        ("x86 without VNNI",),
+        linear_checks.saturating_pairs,
+        "session.x64quantprecision",
+    ),
+    Rule(
+        "dynamic-right-side",
+        "A right-hand side computed at run time is uint8.",
+        "u8 * s8 saturates on x86 without VNNI, whatever the session options.",
+        "Quantize it to uint8.",
+        ("x86 without VNNI",),
+        linear_checks.int8_right_side,
+    ),
+    Rule(
+        "matmul-bias",
+        "A MatMul with constant weights and a bias is a Gemm between Reshapes.",
+        "MatMul and Add run as MatMulIntegerToFloat, whose multiply-add is fused on some CPUs, or"
+        " as a float Gemm, whose bits depend on the batch size.",
+        "Reshape - Gemm - Reshape, with an int32 bias.",
+        ALL_CPUS,
+        linear_checks.matmul_bias,
+    ),
+    Rule(
+        "zero-point-input",
+        "Every DequantizeLinear has its zero_point input.",
+        "Without it a Gemm stays float.",
+        "Add the input, also where it is zero.",
+        ALL_CPUS,
+        linear_checks.zero_point_missing,
+    ),
+    Rule(
+        "per-axis-activation",
+        "Activations are dequantized per tensor.",
+        "The op fuses, and the kernel then refuses the parameters at run time.",
+        "Use one scale per tensor.",
+        ALL_CPUS,
+        linear_checks.per_axis_activation,
+    ),
+    Rule(
+        "per-axis-result",
+        "The result of a linear op is quantized per tensor.",
+        "The op fuses, and the kernel then refuses the parameters at run time.",
+        "Use one scale per tensor.",
+        ALL_CPUS,
+        linear_checks.per_axis_result,
+    ),
+    Rule(
+        "bias-scale",
+        "A bias is int32 with scale float32(sx * sw) and zero point 0.",
+        "With another scale the op does not fuse: float arithmetic runs.",
+        "Quantize the bias with exactly this scale.",
+        ALL_CPUS,
+        linear_checks.bias_scale,
+    ),
+    Rule(
+        "bias-range",
+        "Bias codes stay within 2**30.",
+        "The int32 accumulator wraps around.",
+        "Give channels with tiny weights a scale floor.",
+        ALL_CPUS,
+        linear_checks.bias_range,
+    ),
+    Rule(
+        "denormal",
+        "No scale and no multiplier is denormal.",
+        "Armv7 NEON flushes denormal numbers to zero.",
+        "Give dead channels a scale floor.",
+        ("Armv7",),
+        linear_checks.denormal,
+    ),
+    Rule(
+        "clip-before-quantize",
+        "No Clip or Relu that cuts the representable range stands between a linear op and its"
+        " QuantizeLinear.",
+        "It keeps the op from fusing: float arithmetic runs instead.",
+        "Choose the range so that it is redundant, or clip the codes.",
+        ALL_CPUS,
+        linear_checks.clip_behind,
+    ),
+    Rule(
+        "fused-without-proof",
+        "A fused Add, Mul, AveragePool or GlobalAveragePool equals the definition for every input.",
+        "Those kernels have formulas of their own: they add the zero point before rounding, round"
+        " halves away from zero on Arm, or multiply by a rounded reciprocal.",
+        "Relate the scales by odd multiples, use Sum instead of Add, ReduceMean in units instead of"
+        " GlobalAveragePool, or move the output scale by an ulp.",
+        ALL_CPUS,
+        fusion_checks.unproven,
+    ),
+    Rule(
+        "fused-softmax",
+        "Softmax does not stand between DequantizeLinear and QuantizeLinear.",
+        "QLinearSoftmax multiplies by floor(1 / sy): wrong unless that is an integer.",
+        "Write it with a table of integers, ReduceSum and Div.",
+        ALL_CPUS,
+        fusion_checks.softmax,
+    ),
+    Rule(
+        "requantization",
+        "Codes are not quantized again to other codes that are dequantized at once.",
+        "ONNX Runtime merges QuantizeLinear - DequantizeLinear - QuantizeLinear - DequantizeLinear"
+        " into one pair with other parameters, unless a value in between has other readers: adding"
+        " a tap hides it.",
+        "Quantize once, or set session.disable_double_qdq_remover=1.",
+        ALL_CPUS,
+        fusion_checks.requantization,
+        "session.disable_double_qdq_remover",
+    ),
+    Rule(
+        "off-grid-sum",
+        "Values are summed in units: integers times a power of two.",
+        "A float sum rounds at every step, in an order that each CPU chooses.",
+        "Dequantize with scale 1, and apply the scale in the QuantizeLinear behind.",
+        ALL_CPUS,
+        float_checks.off_grid_sum,
+    ),
+    Rule(
+        "float-function",
+        "Functions that IEEE does not define keep 1/64 LSB from rounding ties, or are tables.",
+        "The last bits of exp, erf and tanh differ between CPUs.",
+        "A table of 256 entries, read by Cast and GatherElements.",
+        ALL_CPUS,
+        float_checks.float_function,
+    ),
+    Rule(
+        "gather-table",
+        "Tables are read by GatherElements.",
+        "Gather copies slices: nine times slower for single elements.",
+        "Reshape - Cast - GatherElements - Reshape.",
+        ALL_CPUS,
+        float_checks.gather_table,
+    ),
+)
