@@ -60,7 +60,7 @@ def static_shape(value: ir.Value) -> tuple[int, ...] | None:
     """Return the shape of `value` when every dimension is a known integer."""
     if value.shape is None or not value.shape.is_static():
         return None
-    return tuple(int(d) for d in value.shape)
+    return tuple(value.shape.numpy())
 
 
 def rank(value: ir.Value) -> int | None:
@@ -105,7 +105,7 @@ class Editor:
         tensor.name = name
         value = ir.Value(
             name=name,
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
@@ -213,9 +213,23 @@ def to_text(model: ir.Model) -> str:
     return onnx.printer.to_text(proto)
 
 
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Return the model as one message, weights that lie in external files included."""
+    proto = ir.to_proto(model)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            array = model.graph.initializers[tensor.name].const_value
+            assert array is not None
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = array.tobytes()
+    return proto
+
+
 def to_bytes(model: ir.Model) -> bytes:
-    """Return the serialized model: the same bytes for the same graph."""
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    """Return the serialized model: the same bytes for the same graph, wherever its weights lie."""
+    data: bytes = to_proto(model).SerializeToString(deterministic=True)
+    return data
 
 
 def digest(model: ir.Model) -> str:

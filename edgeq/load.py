@@ -16,8 +16,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as onnx_passes
 
 from edgeq.errors import ModelError
-from edgeq.graph import OPSET
-from edgeq.onnx_api import check_model, convert_opset, infer_shapes
+from edgeq.graph import OPSET, value_names
+from edgeq.onnx_api import SMALL, check_model, convert_opset, infer_shapes
 from edgeq.tensor_check import check_tensors
 from edgeq.to_float32 import to_float32
 
@@ -55,6 +55,7 @@ def load_model(path: str | os.PathLike[str]) -> Loaded:
     except ir.serde.SerdeError as error:
         raise ModelError(f"{file}: not a sound ONNX model: {_first_line(error)}") from error
     ir.external_data.set_base_dir(model.graph, file.parent)
+    _read_small_tensors(model)
     return normalize(model, str(file))
 
 
@@ -110,7 +111,7 @@ def is_quantized_op(node: ir.Node) -> bool:
 
 def name_all(model: ir.Model) -> None:
     """Give every value a name, and every node a name of its own; existing names stay."""
-    taken = {v.name for v in _values(model)} | {n.name for n in _nodes(model)}
+    taken = value_names(model.graph) | {n.name for n in _nodes(model)}
     number = 0
     for value in _values(model):
         while not value.name:
@@ -160,6 +161,19 @@ def _read(file: Path) -> onnx.ModelProto:
     if not proto.ir_version or not proto.opset_import or not proto.graph.output:
         raise ModelError(f"{file}: not an ONNX file, or a truncated one: it holds no graph")
     return proto
+
+
+def _read_small_tensors(model: ir.Model) -> None:
+    """Read shapes, axes and the like, which decide what a graph is, and constants in nodes."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= SMALL:
+            value.const_value = ir.tensor(tensor.numpy().copy(), name=tensor.name)
+    for node in _nodes(model):
+        for name, attribute in node.attributes.items():
+            if isinstance(attribute.value, ir.ExternalTensor):
+                tensor = ir.tensor(attribute.value.numpy().copy(), name=attribute.value.name)
+                node.attributes[name] = ir.AttrTensor(name, tensor)
 
 
 def _check_operators(model: ir.Model, title: str) -> None:

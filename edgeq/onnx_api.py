@@ -11,6 +11,8 @@ import onnx
 import onnx.version_converter
 import onnx_ir as ir
 
+from edgeq.graph import to_proto
+
 SMALL = 1024  # bytes; shapes, axes, pads and scales, whose values matter to ONNX, are smaller
 IR_VERSION = 10  # the first that holds opset 21
 
@@ -28,7 +30,7 @@ def without_weights(model: ir.Model, limit: int = SMALL) -> tuple[onnx.ModelProt
             assert value.name is not None
             del graph.initializers[value.name]
         graph.inputs.extend(v for v in hidden if not v.is_graph_input())
-        return ir.to_proto(model), hidden
+        return to_proto(model), hidden
     finally:
         graph.inputs[:] = inputs
         graph.initializers.clear()

@@ -1,6 +1,6 @@
 """Single-node simplifications that onnxsim leaves: no-ops, run-time shapes, old Softmax.
 
-Each rule reads one node and rewires its neighbours; the graph is cleaned of dead nodes by the caller.
+Each rule reads one node and rewires its neighbours; dead nodes are removed by the caller.
 """
 
 from collections.abc import Callable

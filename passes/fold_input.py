@@ -34,7 +34,6 @@ from edgeq.affine_nodes import Float64, affine_node, per_channel
 from edgeq.errors import ModelError, suggest
 from edgeq.graph import (
     Editor,
-    constant,
     consumers,
     int_attribute,
     ints_attribute,
@@ -57,7 +56,7 @@ from edgeq.passing import Context, Pass
 
 WHITE = 255
 _SAME_REAL = 2.0**-22  # relative; the constants of a normalisation are float32
-RAW = QParams(UINT8, np.float32(1), np.int32(0))
+RAW = QParams(UINT8, np.array(1, np.float32), np.array(0, np.int32))
 
 
 @dataclass(frozen=True)
@@ -214,14 +213,14 @@ def _add_inside_channel(
     editor: Editor,
     context: Context,
 ) -> None:
-    ndim = len(ints_attribute(node, "kernel_shape", np.shape(constant(node.inputs[1]))[2:])) + 2
+    weights = linear_weights(node)
+    assert weights is not None
+    ndim = weights.weight.ndim
     pads = [0] * (2 * ndim)
     pads[ndim + 1] = 1  # one channel behind the others
     framed = _pad(source, pads, WHITE, "inside", editor)
     editor.insert_before(node, [framed])
     context.qparams[str(framed.name)] = RAW
-    weights = linear_weights(node)
-    assert weights is not None
     shape = (1, -1, *[1] * (weights.weight.ndim - 2))
     inside = (weights.weight * offset.reshape(shape)).sum(1, keepdims=True) / WHITE
     wide = np.concatenate([weights.weight * factor.reshape(shape), inside], axis=1)

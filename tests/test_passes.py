@@ -71,7 +71,9 @@ class Case:
         for text in self.all("qparams"):
             name, _, numbers = text.partition("=")
             qtype, scale, zero_point = numbers.split(",")
-            qparams[name] = QParams(QTYPES[qtype], np.float32(scale), np.int32(zero_point))
+            qparams[name] = QParams(
+                QTYPES[qtype], np.array(scale, np.float32), np.array(zero_point, np.int32)
+            )
         return Context(
             recipe=recipe,
             capabilities=Capabilities(fused=fused),
@@ -176,7 +178,9 @@ def test_float_pass_computes_the_same(path):
     inputs = feeds(before)
     compared = 0
     expected = run(before, inputs)
-    inputs = {str(v.name): inputs[str(v.name)].astype(v.dtype.numpy()) for v in after.graph.inputs}
+    for value in after.graph.inputs:
+        assert value.dtype is not None
+        inputs[str(value.name)] = inputs[str(value.name)].astype(value.dtype.numpy())
     for a, b in zip(expected, run(after, inputs), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         assert np.abs(a - b).max(initial=0) <= TOLERANCE * max(np.abs(a).max(initial=0), 1)
@@ -206,6 +210,7 @@ def test_a_wrong_weight_is_seen():
     model = Case(path).run()[0]
     conv = next(node for node in model.graph if node.op_type == "Conv")
     weight = conv.inputs[1]
+    assert weight is not None and weight.const_value is not None
     wrong = np.nextafter(weight.const_value.numpy(), np.float32(9))
     weight.const_value = ir.tensor(wrong)
     assert structure(model) != structure(parse(Case(path).after))
