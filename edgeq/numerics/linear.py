@@ -22,6 +22,7 @@ Finish = Callable[[slice, slice, slice, Array], None]
 _Done = Callable[[slice, slice, Array], None]
 FLOAT32_EXACT = 2**24
 INT32_MAX = 2**31 - 1
+_NARROW = 64  # columns
 
 
 def product_bound(w: Array, x_max: int, channel_axis: int = 0) -> Array:
@@ -170,7 +171,13 @@ def _product(dealt: Array, zero_point: int, matrices: Array, layout: Windows, do
                     columns[:, tap] = units[plane, :, :, shift + start : shift + stop]
                 columns = columns.reshape(samples, depth, stop - start)
             acc = scratch("acc", (samples, per_group, stop - start), kind)
-            np.matmul(matrices[group], columns, out=acc)
+            if stop - start < _NARROW:
+                # One product for all samples: many narrow ones would read the weights anew each.
+                side = np.ascontiguousarray(columns.swapaxes(0, 1)).reshape(depth, -1)
+                wide = np.matmul(matrices[group], side).reshape(per_group, samples, -1)
+                acc[...] = wide.swapaxes(0, 1)
+            else:
+                np.matmul(matrices[group], columns, out=acc)
             done(outputs, rows, acc)
 
 

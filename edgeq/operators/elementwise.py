@@ -66,8 +66,9 @@ def minimum(*operands: Array) -> Array:
 
 
 def mean(*operands: Array) -> Array:
-    """Sum from the left, then one division."""
-    return np.divide(total(*operands), operands[0].dtype.type(len(operands)))
+    """Sum from the left, times the rounded reciprocal of their number, as ONNX Runtime does."""
+    kind = operands[0].dtype.type
+    return np.multiply(total(*operands), kind(1) / kind(len(operands)))
 
 
 def power(a: Array, b: Array) -> Array:

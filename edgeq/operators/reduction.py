@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.operators.elementwise import divide
+
 Array = NDArray[Any]
 
 
@@ -18,7 +20,8 @@ def _axes(x: Array, axes: Array | None, noop: int) -> tuple[int, ...]:
 def _reduce(
     function: Callable[..., Array], x: Array, axes: Array | None, keepdims: int, noop: int
 ) -> Array:
-    return np.asarray(function(x, axis=_axes(x, axes, noop), keepdims=bool(keepdims)))
+    out = function(x, axis=_axes(x, axes, noop), keepdims=bool(keepdims))
+    return np.asarray(out).astype(x.dtype, copy=False)  # numpy sums narrow integers in int64
 
 
 def reduce_sum(
@@ -35,7 +38,7 @@ def reduce_mean(
     over = _axes(x, axes, noop_with_empty_axes)
     count = x.dtype.type(int(np.prod([x.shape[a] for a in over])))
     out = np.asarray(np.add.reduce(x, axis=over, keepdims=bool(keepdims)))
-    return np.asarray(out / count if x.dtype.kind == "f" else out // count).astype(x.dtype)
+    return divide(out.astype(x.dtype, copy=False), count)
 
 
 def reduce_max(

@@ -51,6 +51,8 @@ def resize(
     else:
         raise ModelError("Resize has neither scales nor sizes")
     changed = [a for a in range(x.ndim) if factors[a] != 1.0 or targets[a] != x.shape[a]]
+    if mode == "linear" and x.ndim == 4 and changed and set(changed) <= {2, 3}:
+        changed = [2, 3]  # an image is interpolated along both axes even if one keeps its size
     places = {
         a: source_coordinates(coordinate_transformation_mode, x.shape[a], targets[a], factors[a])
         for a in changed
