@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.check_folder import altered_files, inside
+from edgeq.check_folder import CheckError, altered_files, inside
 from edgeq.errors import BundleError
 from edgeq.golden import GoldenVectors
-from edgeq.manifest import Manifest, load_manifest
+from edgeq.manifest import Manifest, VersionRange, load_manifest
 from edgeq.numerics.affine import dequantize, quantize
 from edgeq.numerics.qtype import QTYPES
 from edgeq.report import Report, render_html, render_json
@@ -58,7 +58,10 @@ class Bundle:
 
         options = dict(self.manifest.session_options)
         entry = {"artifact": self.manifest.artifact, "session_options": options}
-        return open_session(self.path, entry, threads=threads)
+        try:
+            return open_session(self.path, entry, threads=threads)
+        except CheckError as error:
+            raise BundleError(str(error)) from error
 
     def quantize_inputs(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
         """Return feeds as the artifact takes them: reals become codes where it takes codes."""
@@ -147,7 +150,8 @@ def write_bundle(
     Args:
         destination: The folder to make.
         artifact: What is deployed.
-        manifest: All but `artifact`, `files`, `taps`, `feeds` and `scalars`, which are filled in.
+        manifest: All but `artifact`, `files`, `taps`, `feeds`, `scalars` and `runtime`, which are
+            filled in; `runtime` are the patch releases of `versions["onnxruntime"]`.
         golden: The golden runs.
         report: What `report.html` and `report.json` say.
         force: Replace a bundle that is there, once the new one is whole.
@@ -167,6 +171,7 @@ def write_bundle(
     manifest = dataclasses.replace(
         manifest,
         artifact=artifact.entry,
+        runtime=VersionRange.of(manifest.versions["onnxruntime"]),
         files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         taps=golden.taps,
         feeds=golden.feeds,

@@ -121,33 +121,37 @@ def check(
         CheckError: The folder is no bundle, a version was not tested, or data do not fit.
     """
     folder = Path(bundle)
+    if (evaluation is None) != (metric is None):
+        raise CheckError("--evaluation and --metric go together: give both")
+    if threads < 1 or (repeat is not None and repeat < 1):
+        raise CheckError("threads and repeat must be at least 1")
     manifest = read_manifest(folder)
     name, target, host = str(bundle), str(manifest["target"]), host_facts()
     altered = altered_files(folder, manifest)
     if altered:
         return CheckResult(name, target, altered=altered, host=host)
-    if (evaluation is None) != (metric is None):
-        raise CheckError("--evaluation and --metric go together: give both")
-    if threads < 1 or (repeat is not None and repeat < 1):
-        raise CheckError("threads and repeat must be at least 1")
-    notes = version_notes(manifest, str(host["onnxruntime"]), any_version)
-    notes += option_notes(manifest, str(host["machine"]))
-    tally = Tally(folder, manifest)
-    latency: dict[str, float] = {}
-    metrics: dict[str, float] = {}
-    for count in dict.fromkeys((threads, 1, 2)):
-        start = time.perf_counter()
-        session = open_session(folder, manifest, threads=count)
-        load = (time.perf_counter() - start) * 1e3
-        if count == threads:
-            latency = {**measure(session, tally.feeds[0], repeat), "load": load}
-            if evaluation is not None and metric is not None:
-                metrics = accuracy(session, manifest, Path(evaluation), metric)
-        tally.outputs(session, count)
-    if taps:
-        session = open_session(folder, manifest, taps=True)
-        tally.outputs(session, 1)
-        tally.taps(session)
+    try:
+        notes = version_notes(manifest, str(host["onnxruntime"]), any_version)
+        notes += option_notes(manifest, str(host["machine"]))
+        tally = Tally(folder, manifest)
+        latency: dict[str, float] = {}
+        metrics: dict[str, float] = {}
+        for count in dict.fromkeys((threads, 1, 2)):
+            start = time.perf_counter()
+            session = open_session(folder, manifest, threads=count)
+            load = (time.perf_counter() - start) * 1e3
+            if count == threads:
+                latency = {**measure(session, tally.feeds[0], repeat), "load": load}
+                if evaluation is not None and metric is not None:
+                    metrics = accuracy(session, manifest, Path(evaluation), metric)
+            tally.outputs(session, count)
+        if taps:
+            session = open_session(folder, manifest, taps=True)
+            tally.outputs(session, 1)
+            tally.taps(session)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        # The manifest is not trusted, and these are what a wrong one leads to.
+        raise CheckError(f"{folder}: the manifest does not fit the bundle: {error!r}") from error
     return CheckResult(
         *(name, target, len(tally.names), tally.compared, tally.mismatches, tally.first),
         metrics=metrics,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 SCHEMA_VERSION = 1
 MANIFEST_LIMIT = 2**26  # bytes; refuse to parse anything longer
 ARRAYS_LIMIT = 2**32  # bytes of one .npz, unpacked
+FEEDS_LIMIT = 2**16
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -106,7 +107,7 @@ def read_arrays(path: Path) -> Arrays:
                 raise CheckError(f"{path}: unpacks to more than {ARRAYS_LIMIT} bytes")
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise CheckError(f"{path}: cannot be read as .npz without pickle: {error}") from error
 
 
@@ -119,9 +120,9 @@ def golden(folder: Path, manifest: Mapping[str, Any], name: str) -> list[Arrays]
     Raises:
         CheckError: There are none, or they do not split into the runs.
     """
-    count = int(manifest["golden"].get("feeds", 0))
-    if count < 1:
-        raise CheckError(f"{folder}: the bundle has no golden vectors: nothing can be compared")
+    count = manifest["golden"].get("feeds", 0)
+    if not isinstance(count, int) or not 0 < count <= FEEDS_LIMIT:
+        raise CheckError(f"{folder}: {count!r} golden runs: nothing can be compared")
     scalars = manifest["golden"].get("scalars", [])
     runs: list[Arrays] = [{} for _ in range(count)]
     for key, array in read_arrays(inside(folder, f"golden/{name}.npz")).items():

@@ -138,6 +138,8 @@ def extra_outputs(taps: Sequence[Mapping[str, str]]) -> bytes:
 
     outputs = b""
     for tap in taps:
+        if tap["dtype"] not in ELEMENT_TYPES:
+            raise CheckError(f"tap {tap['name']!r}: dtype {tap['dtype']!r} cannot be compared")
         tensor = b"\x08" + varint(ELEMENT_TYPES[tap["dtype"]])  # TypeProto.Tensor.elem_type
         value = message(1, tap["name"].encode()) + message(2, message(1, tensor))
         outputs += message(12, value)  # GraphProto.output

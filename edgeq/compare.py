@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from edgeq import verify
 from edgeq.errors import DataError, ModelError
 from edgeq.fidelity import Fidelity, FidelityMeter
+from edgeq.graph import consumers
 from edgeq.numerics.affine import QParams
-from edgeq.qdq import quantize_node
+from edgeq.qdq import REAL_NAME, is_units, operand, quantize_node
 from edgeq.request import Json
 from edgeq.simulate import Simulator
 
@@ -120,15 +121,32 @@ def _tensors(model: ir.Model) -> dict[str, _Tensor]:
     """Return the comparable tensors by their float names, in graph order."""
     found: dict[str, _Tensor] = {}
     for node in model.graph:
-        quantized = quantize_node(node) if node.op_type == "QuantizeLinear" else None
-        if quantized is not None and node.inputs[0] is not None:
-            found[str(node.inputs[0].name)] = _Tensor(str(quantized.codes.name), quantized.qparams)
-            continue
         for value in node.outputs:
-            if value.name and value.dtype in (None, ir.DataType.FLOAT):
+            if not value.name or value.name in model.graph.initializers:
+                continue
+            real, qparams = _real(node, value)
+            if qparams is not None:
+                found[real] = _Tensor(value.name, qparams)
+            elif value.dtype in (None, ir.DataType.FLOAT):
                 found.setdefault(value.name, _Tensor(value.name, None))
-    constant = {n for n, t in found.items() if n in model.graph.initializers}
-    return {name: tensor for name, tensor in found.items() if name not in constant}
+    return found
+
+
+def _real(node: ir.Node, value: ir.Value) -> tuple[str, QParams | None]:
+    """Return the float name of codes, and their map where the graph tells it.
+
+    Codes that are dequantized with scale 1 only are read as units: their real scale is not in the
+    graph.
+    """
+    name = value.metadata_props.get(REAL_NAME)
+    if name is not None:
+        readers = (operand(use.outputs[0]) for use in consumers(value))
+        maps = (reader.qparams for reader in readers if reader and not is_units(reader))
+        return name, next(maps, None)
+    if node.op_type != "QuantizeLinear" or node.inputs[0] is None:
+        return "", None
+    quantized = quantize_node(node)
+    return str(node.inputs[0].name), None if quantized is None else quantized.qparams
 
 
 def _same_map(left: QParams | None, right: QParams | None) -> bool:

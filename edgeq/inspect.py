@@ -87,7 +87,7 @@ def inspect_model(model: ir.Model) -> Inspection:
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is not None:
-            sizes[tensor.dtype.name.lower()] += int(tensor.nbytes)
+            sizes[_dtype_name(tensor.dtype)] += int(tensor.nbytes)
             parameters += int(tensor.size)
     inputs = [v for v in graph.inputs if v.name not in graph.initializers]
     return Inspection(
@@ -131,9 +131,13 @@ def _row(name: str, role: str, qparams: QParams) -> QuantizedRow:
 
 
 def _value(value: ir.Value) -> ValueRow:
-    dtype = "unknown" if value.dtype is None else value.dtype.name.lower()
-    dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
+    dtype = "unknown" if value.dtype is None else _dtype_name(value.dtype)
     shape = None
     if value.shape is not None:
         shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
     return ValueRow(str(value.name), dtype, shape)
+
+
+def _dtype_name(dtype: ir.DataType) -> str:
+    """Return numpy's spelling: ONNX says `FLOAT` and `DOUBLE`."""
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(dtype.name, dtype.name.lower())

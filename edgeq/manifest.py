@@ -1,6 +1,7 @@
 """The manifest of a bundle, typed: what `manifest.json` holds and in which words."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,16 @@ class VersionRange:
     name: str = "onnxruntime"
     at_least: str = "1.31"
     below: str = "1.32"
+
+    @classmethod
+    def of(cls, version: str) -> "VersionRange":
+        """Return the range of the releases that differ from `version` in the patch only.
+
+        >>> VersionRange.of("1.31.1")
+        VersionRange(name='onnxruntime', at_least='1.31', below='1.32')
+        """
+        major, minor = version.split(".")[:2]
+        return cls(at_least=f"{major}.{minor}", below=f"{major}.{int(minor) + 1}")
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,7 @@ class Manifest:
                 "kinds": dict(sorted(proofs.kinds.items())),
             },
             "samples": vars(self.samples),
-            "metrics": dict(self.metrics),
+            "metrics": {n: v if math.isfinite(v) else None for n, v in self.metrics.items()},
             "evaluation_digest": self.evaluation_digest,
             "golden": {"feeds": self.feeds, "scalars": list(self.scalars)},
             "taps": [vars(tap) for tap in self.taps],
@@ -181,7 +192,11 @@ def load_manifest(folder: Path) -> Manifest:
             versions=_texts(entry["versions"]),
             runtime=VersionRange(**entry["runtime"]),
             session_options=_texts(entry["session_options"]),
-            metrics={str(name): float(value) for name, value in entry["metrics"].items()},
+            metrics={
+                str(name): float(value)
+                for name, value in entry["metrics"].items()
+                if value is not None
+            },
             evaluation_digest=entry["evaluation_digest"],
             files=_texts(entry["files"]),
             taps=tuple(TapInfo(**tap) for tap in entry["taps"]),

@@ -1,5 +1,6 @@
 """What `compile` is asked for and what it answers; the commands and the pipeline agree on it."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ class CompileOutcome:
                 "mismatches": self.mismatches,
             },
             "certificate": {"proven": self.proven, "unproven": self.unproven},
-            "metrics": dict(self.metrics),
+            "metrics": {n: v if math.isfinite(v) else None for n, v in self.metrics.items()},
             "bytes": {"float": self.bytes_float, "deployed": self.bytes_deployed},
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "versions": dict(self.versions),

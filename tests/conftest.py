@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -139,7 +140,7 @@ def write_tiny(tiny: ir.Model) -> Callable[..., Bundle]:
                 bitwise=BitSummary(4, 1000, 0),
                 certificate=CertificateSummary(2, (), {"integer": 2}),
                 samples=SampleInfo(10, "00"),
-                versions={"edgeq": "0.1.0"},
+                versions={"edgeq": "0.1.0", "onnxruntime": onnxruntime.__version__},
                 session_options={"session.x64quantprecision": "1"},
                 metrics={"sqnr_db": 30.5, "top1": 50.0},
             ),

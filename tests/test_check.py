@@ -177,6 +177,27 @@ def test_manifests_that_are_none(bundle, rule, text, says):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("runtime", {}),
+        ("golden", {"feeds": 10**12}),
+        ("golden", {"feeds": "x"}),
+        ("golden", {"feeds": 7, "scalars": []}),
+        ("taps", [{"name": "a", "dtype": "x"}]),
+        ("outputs", []),
+        ("inputs", [3]),
+        ("taps", 3),
+    ],
+)
+def test_manifests_that_do_not_fit_the_bundle(bundle, tmp_path, key, value):
+    evaluation(tmp_path / "e.npz")
+    rewrite_manifest(bundle, **{key: value})
+    found = run(bundle, "--taps", "--evaluation", str(tmp_path / "e.npz"), "--metric", "top1")
+    assert found.returncode == 2 and found.stderr.startswith("error: "), found.stderr
+    assert found.stderr.count("\n") == 1 and found.stdout == ""
+
+
+@pytest.mark.parametrize(
     "path", ["../secret", "/etc/passwd", "a/../../b", "a\\b", "", "C:x", "nul\0"]
 )
 def test_paths_that_leave_the_bundle_are_refused(bundle, path):

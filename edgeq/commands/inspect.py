@@ -9,7 +9,7 @@ from edgeq.commands.output import print_json, table
 
 if TYPE_CHECKING:
     from edgeq.certify import Certificate
-    from edgeq.inspect import Inspection
+    from edgeq.inspect import Inspection, QuantizedRow
 
 
 def command(
@@ -54,48 +54,24 @@ def lines(found: "Inspection", certificate: "Certificate | None") -> list[str]:
     """Return the inspection as lines for people."""
     text = [f"input {row.name}: {row.dtype}{_shape(row.shape)}" for row in found.inputs]
     text += [f"output {row.name}: {row.dtype}{_shape(row.shape)}" for row in found.outputs]
-    text += [
-        "",
-        *table([["operator", "nodes"], *([k, str(n)] for k, n in found.operators.items())]),
-    ]
-    sizes = ", ".join(f"{size} {kind}" for kind, size in found.weight_bytes.items())
-    text += ["", f"{found.parameters} parameters; bytes: {sizes or 'none'}"]
-    if found.quantized:
-        head = ["tensor", "role", "type", "granularity", "scale", "zero point"]
-        rows = [
-            [
-                row.name,
-                row.role,
-                row.qtype,
-                row.granularity,
-                _span(*(f"{scale:.6g}" for scale in row.scales)),
-                _span(*(str(zero) for zero in row.zero_points)),
-            ]
-            for row in found.quantized
-        ]
-        counts = [[name, str(count)] for name, count in found.operators.items()]
+    counts = [[name, str(count)] for name, count in found.operators.items()]
     text += ["", *table([["operator", "nodes"], *counts])]
     sizes = ", ".join(f"{size} {kind}" for kind, size in found.weight_bytes.items())
     text += ["", f"{found.parameters} parameters; bytes: {sizes or 'none'}"]
     if found.quantized:
         head = ["tensor", "role", "type", "granularity", "scale", "zero point"]
-        rows = [
-            [
-                row.name,
-                row.role,
-                row.qtype,
-                row.granularity,
-                _span(*(f"{scale:.6g}" for scale in row.scales)),
-                _span(*(str(zero) for zero in row.zero_points)),
-            ]
-            for row in found.quantized
-        ]
-        text += ["", *table([head, *rows])]
+        text += ["", *table([head, *(_cells(row) for row in found.quantized)])]
     if certificate is not None:
         proofs = [[p.node, p.op_type, p.kind, p.detail] for p in certificate.proofs]
         text += ["", *table([["node", "operator", "proof", "detail"], *proofs])]
         text.append(f"{certificate.proven} proven, {len(certificate.unproven)} unproven")
     return text
+
+
+def _cells(row: "QuantizedRow") -> list[str]:
+    scales = _span(*(f"{scale:.6g}" for scale in row.scales))
+    zero_points = _span(*(str(zero) for zero in row.zero_points))
+    return [row.name, row.role, row.qtype, row.granularity, scales, zero_points]
 
 
 def _shape(shape: tuple[int | str | None, ...] | None) -> str:

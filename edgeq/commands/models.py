@@ -100,21 +100,19 @@ def compare(
 
 def lint(
     model: Annotated[Path, typer.Argument(help="Any QDQ model.", show_default=False)],
-    target: Annotated[str, typer.Option("--target", help="See `edgeq targets`.")] = "ort-cpu",
     as_json: AsJson = False,
 ) -> None:
     """Hold the rules that keep bits the same on every CPU against any QDQ model."""
     from edgeq.lint import lint as find
+    from edgeq.lint import to_text
     from edgeq.opening import open_model
-    from edgeq.targeting import find_target
 
-    findings = find(open_model(model), find_target(target).capabilities)
+    findings = find(open_model(model))
     if as_json:
-        print_json({"model": str(model), "findings": [vars(finding) for finding in findings]})
+        entries = [finding.as_json() for finding in findings]
+        print_json({"model": str(model), "findings": entries})
     else:
-        for finding in findings:
-            print(finding)
-        print(f"{len(findings)} findings")
+        print(to_text(findings) or "no rule is broken")
     raise typer.Exit(1 if findings else 0)
 
 
