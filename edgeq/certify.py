@@ -27,7 +27,7 @@ class Proof:
     """Why one node's bits are the same everywhere.
 
     Attributes:
-        node: Its name.
+        node: Its name, or that of its first output.
         op_type: Its operator.
         kind: `integer`, `exact sum`, `ieee`, `enumerated`, `table`, `data movement`, `unproven`,
             or `inherited`: the node adds nothing to the doubt about its inputs.
@@ -68,13 +68,12 @@ def certify(model: ir.Model, capabilities: Capabilities) -> Certificate:
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         facts[value] = _given(value)
     proofs = []
-    # The codes that a group makes appear behind its QuantizeLinear: what it adds is proven there.
     for node in model.graph:
         reason = _prove(node, facts, capabilities)
         for output in node.outputs:
             facts[output] = _bounded(output, reason.fact)
-        detail = reason.detail
-        proofs.append(Proof(node.name or "", node.op_type, reason.kind, detail))
+        name = node.name or node.outputs[0].name or ""
+        proofs.append(Proof(name, node.op_type, reason.kind, reason.detail))
     return Certificate(tuple(proofs))
 
 
@@ -89,13 +88,15 @@ def _prove(node: ir.Node, facts: dict[ir.Value, Fact], capabilities: Capabilitie
     if node.op_type == "QuantizeLinear":
         return _quantize(node, capabilities)
     group = linear_group(node)
-    if group is not None:
-        fused = node.op_type in capabilities.fused
-        if node.op_type != "Mul" or not fused:
-            return prove_integer(group, capabilities)
+    # Mul is linear by definition, but its fused kernel needs an enumeration of its own.
+    if group is not None and not (node.op_type == "Mul" and "Mul" in capabilities.fused):
+        return prove_integer(group, capabilities)
     found = prove_fused(node, capabilities)
     if found is not None:
         return found
+    if group is not None:
+        reason = "its operands and result have different formats, so it stays float"
+        return Reason("unproven", reason, UNPROVEN)
     if any(isinstance(f, Unproven) for f in inputs):
         return Reason("inherited", "its inputs are not proven", UNPROVEN)
     return prove_float(node, inputs)

@@ -94,7 +94,7 @@ def _movement(node: ir.Node, inputs: Facts) -> Reason:
     if node.op_type == "Pad" and isinstance(fact, Grid):
         value = inputs[2] if len(inputs) > 2 else None
         fact = x.join(fact, value if value is not None else Grid(fact.step, 0.0, 0.0))
-    if node.op_type == "Cast":
+    if node.op_type in ("Cast", "CastLike"):
         return _cast(node, fact)
     if node.op_type in ("Gather", "GatherElements") and constant(node.inputs[0]) is not None:
         return Reason("table", "a table computed on the host, read by index", fact)
@@ -102,13 +102,17 @@ def _movement(node: ir.Node, inputs: Facts) -> Reason:
 
 
 def _cast(node: ir.Node, fact: Fact) -> Reason:
-    source = node.inputs[0]
-    floats = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+    detail = "a conversion, exact or rounded once"
     to = ir.DataType(int_attribute(node, "to", 0))
-    if isinstance(fact, Grid) and to not in floats:
-        inside = fact.step >= 1 or (source is not None and source.dtype not in floats)
-        fact = fact if inside else Grid(1.0, math.trunc(fact.low), math.trunc(fact.high))
-    return Reason("data movement", "a conversion, exact or rounded once", fact)
+    whole = to.name.startswith(("INT", "UINT"))
+    if node.op_type != "Cast" or not isinstance(fact, Grid) or not (whole or to in _WIDE):
+        return Reason("data movement", detail, DETERMINED)
+    if whole and fact.step < 1:
+        fact = Grid(1.0, math.trunc(fact.low), math.trunc(fact.high))
+    return Reason("data movement", detail, fact)
+
+
+_WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
 # -- single operations -----------------------------------------------------------------------------
@@ -281,7 +285,7 @@ def _folded(node: ir.Node) -> str:
 
 _TRANSCENDENTAL = frozenset(
     {
-        "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BatchNormalization", "Celu", "Cos",
+        "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Celu", "Cos",
         "Cosh", "Elu", "Erf", "Exp", "Gelu", "GroupNormalization", "HardSigmoid", "HardSwish",
         "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax", "LpNormalization",
         "Mish", "Pow", "RMSNormalization", "Reciprocal", "Selu", "Sigmoid", "Sin", "Sinh",

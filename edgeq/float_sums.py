@@ -20,6 +20,7 @@ from edgeq.graph import (
     string_attribute,
 )
 from edgeq.pool_counts import pool_counts
+from edgeq.qdq import operand
 
 NO_GRID = "its inputs are on no known grid, so the bits of the sum depend on the order of additions"
 NO_LENGTH = "the number of elements summed is not known, so the sum has no bound"
@@ -85,8 +86,6 @@ def _weights_per_output(node: ir.Node, w: Grid) -> float | None:
 
 def _weight(value: ir.Value | None) -> np.ndarray | None:
     """Return a constant weight, also behind a DequantizeLinear with constants."""
-    from edgeq.qdq import operand
-
     array = constant(value)
     if array is not None:
         return array

@@ -88,6 +88,9 @@ def _dynamic_length(
 
 def _operands(group: LinearGroup, capabilities: Capabilities) -> str:
     """Return which operand the CPUs do not multiply alike; empty if none."""
+    for side in (group.x, group.w):
+        if len(side.node.inputs) < 3 or side.node.inputs[2] is None:
+            return f"the DequantizeLinear of {side.codes.name} has no zero_point: it may stay float"
     expected = capabilities.activation_qtype
     if expected == "uint8":
         found = group.x.qparams.qtype.name

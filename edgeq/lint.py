@@ -63,7 +63,8 @@ def lint(
 
 def _finding(rule: Rule, node: ir.Node, value: str, detail: str) -> Finding:
     cpus = ", ".join(rule.cpus)
-    return Finding(rule.id, node.name or "", value, detail, rule.reason, rule.remedy, cpus)
+    name = node.name or node.outputs[0].name or ""
+    return Finding(rule.id, name, value, detail, rule.reason, rule.remedy, cpus)
 
 
 def to_text(findings: tuple[Finding, ...]) -> str:
@@ -75,5 +76,5 @@ def to_text(findings: tuple[Finding, ...]) -> str:
             continue
         lines += [f"{rule.id}: {rule.summary}", f"  why: {rule.reason} ({', '.join(rule.cpus)})"]
         lines += [f"  do:  {rule.remedy}"]
-        lines += [f"  - {f.node or 'a node'} ({f.value}): {f.detail}" for f in places]
+        lines += [f"  - {f.node} ({f.value}): {f.detail}" for f in places]
     return "\n".join(lines)

@@ -94,6 +94,8 @@ def _qparams(node: ir.Node, qtype: QType, ndim_axis: int | None) -> QParams | No
         return None
     if zero_point is None:
         zero_point = np.zeros(scale.shape, np.int32)
+    if scale.size == 1:  # one scale in a list is per tensor, wherever the axis points
+        scale, zero_point = scale.reshape(()), zero_point.reshape(-1)[:1].reshape(())
     axis = None
     if scale.ndim == 1:
         axis = int_attribute(node, "axis", 1)

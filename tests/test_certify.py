@@ -107,6 +107,29 @@ def test_conv_faults(rule: str, change: Arrays, text: str) -> None:
     assert found.unproven[0].op_type == "Conv"
 
 
+def test_a_missing_zero_point_input_keeps_a_linear_op_in_float() -> None:
+    found = certificate(CONV.replace("(w, sw, zw)", "(w, sw)"), conv(), outputs="uint8[?] y")
+    assert [p.op_type for p in found.unproven] == ["Conv"]
+    assert "zero_point" in found.unproven[0].detail
+
+
+def test_two_quantizations_in_a_row_are_merged() -> None:
+    body = "r = Relu(x) q = QuantizeLinear(r, one, z) d = DequantizeLinear(q, one, z)"
+    body += " p = QuantizeLinear(d, third, z) y = DequantizeLinear(p, third, z)"
+    found = certificate(body, inputs="float[10] x")
+    assert [p.node for p in found.unproven] == ["p"] and "merged" in found.unproven[0].detail
+    kept = Capabilities(fused=FUSED, session_options={"session.disable_double_qdq_remover": "1"})
+    assert certificate(body, inputs="float[10] x", capabilities=kept).unproven == ()
+
+
+def test_one_scale_in_a_list_is_per_tensor() -> None:
+    body = "y = DequantizeLinear<axis=1>(x, ones, zs)"
+    found = certificate(
+        body, {"ones": np.ones(1, np.float32), "zs": np.zeros(1, np.uint8)}, "uint8[3] x"
+    )
+    assert kinds(found) == ["ieee"]
+
+
 def test_int8_activations_are_not_proven() -> None:
     found = certificate(
         CONV,
