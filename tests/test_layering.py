@@ -27,7 +27,8 @@ LAYERS = {
     "recipe": "recipe",
     "operators": "operators operators.* float_sums",
     "simulate": "simulate stimuli fidelity",
-    "in and out": "runtime data load export observe calibrate source scores",
+    "in and out": "runtime npz data load export source histogram clip_* weight_range observe"
+    " calibrate scores",
     "targeting": "targeting",
     "passing": "passing request proofs",
     "passes!": "passes passes.* targets targets.*",
