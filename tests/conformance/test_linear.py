@@ -53,7 +53,9 @@ def convolutions(draw: Any) -> tuple[Any, ...]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(case=convolutions(), zero=st.integers(0, 255), samples=st.integers(1, 3), seed=st.integers(0))
+@given(
+    case=convolutions(), zero=st.integers(0, 255), samples=st.integers(1, 3), seed=st.integers(0)
+)
 def test_conv_equals_the_definition(case: Any, zero: int, samples: int, seed: int) -> None:
     ndim, kernel, strides, dilations, pads, sizes, groups, channels, outputs = case
     random = np.random.default_rng(seed)
@@ -95,7 +97,9 @@ def test_extreme_accumulators(rule: str) -> None:
     w = np.full((depth, 3), weight, np.int8)
     bias = np.array([0, 1, -1], np.int32)
     acc = depth * (int(code) - zero) * int(weight) + bias.astype(np.int64)
-    model = linear_model("Gemm", x.shape, w, x_zero=zero, bias=bias, y=None, w_scale=1.0, x_scale=0.5)
+    model = linear_model(
+        "Gemm", x.shape, w, x_zero=zero, bias=bias, y=None, w_scale=1.0, x_scale=0.5
+    )
     assert np.array_equal(
         Simulator(model).run({"x": x})["y"], (acc.astype(np.float32) * np.float32(0.5))[None]
     )

@@ -106,96 +106,135 @@ PRODUCTS = [
     Case("MatMul", (integers(5), integers(5, 4))),
     Case("MatMul", (integers(3, 5), integers(5))),
 ]
-ARITHMETIC = [
-    Case(op, (reals(2, 3, 4), reals(*shape)))
-    for op in ("Add", "Sub", "Mul", "Div")
-    for shape in ((2, 3, 4), (4,), (3, 1), ())
-] + [
-    Case(op, (integers(9, 5, dtype=d), integers(5, low=1, dtype=d)))
-    for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")
-    for d in (np.int32, np.int64)
-] + [
-    Case("Sum", (reals(3, 4), reals(4), reals(3, 1))),
-    Case("Max", (reals(3, 4), reals(4), reals(3, 1))),
-    Case("Min", (reals(3, 4), reals(4), reals(3, 1))),
-    Case("Mean", (reals(3, 4), reals(4), reals(3, 1))),
-    Case("Max", (integers(9, dtype=np.uint8, low=0), integers(9, dtype=np.uint8, low=0))),
-    Case("Mod", (integers(99, dtype=np.int64), integers(99, low=1, dtype=np.int64))),
-    Case("Mod", (integers(99, dtype=np.int64), integers(99, low=1, dtype=np.int64)), {"fmod": 1}),
-    Case("Pow", (reals(99), f32(2.0))),
-    Case("Pow", (reals(99), np.array(3.0, np.float32))),
-    Case("PRelu", (reals(2, 3, 4, 5), reals(3, 1, 1))),
-    Case("PRelu", (reals(2, 3, 4, 5), reals(1))),
-    Case("LeakyRelu", (reals(99),), {"alpha": 0.1}),
-    Case("LeakyRelu", (reals(99),)),
-    Case("HardSigmoid", (reals(999),)),
-    Case("HardSigmoid", (reals(999),), {"alpha": 0.1666666716337204, "beta": 0.5}),
-    Case("HardSwish", (reals(999),)),
-    Case("Round", (np.arange(-4, 4, 0.5, dtype=np.float32),)),
-    Case("Clip", (reals(99), np.array(-1, np.float32), np.array(2, np.float32))),
-    Case("Clip", (reals(99), None, np.array(2, np.float32))),
-    Case("Clip", (reals(99), np.array(0, np.float32))),
-    Case("Clip", (integers(99, low=0, high=255, dtype=np.uint8), np.array(3, np.uint8), np.array(9, np.uint8))),
-    Case("Clip", (integers(99, dtype=np.int8), np.array(-3, np.int8), np.array(5, np.int8))),
-    Case("Where", (integers(9, low=0, high=2).astype(bool), reals(9), reals(3, 1))),
-    Case("BatchNormalization", (reals(2, 3, 4, 4), reals(3), reals(3), reals(3), abs(reals(3)))),
-    Case(
-        "BatchNormalization",
-        (reals(2, 3, 9), reals(3), reals(3), reals(3), abs(reals(3))),
-        {"epsilon": 0.001},
-    ),
-] + [
-    Case(op, (reals(999),))
-    for op in ("Relu", "Neg", "Abs", "Floor", "Ceil", "Sign", "Reciprocal")
-] + [
-    Case("Sqrt", (abs(reals(999)),)),
-    Case("Relu", (integers(99, dtype=np.int8),)),
-    Case("Neg", (integers(99, dtype=np.int32),)),
-    Case("Abs", (integers(99, dtype=np.int32),)),
-    Case("Not", (integers(9, low=0, high=2).astype(bool),)),
-] + [
-    Case(op, (integers(99, low=0, high=2).astype(bool), integers(99, low=0, high=2).astype(bool)))
-    for op in ("And", "Or")
-] + [
-    Case(op, (integers(99, dtype=d), integers(99, dtype=d)))
-    for op in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")
-    for d in (np.float32, np.int64)
-]
-POOLS = [
-    Case(op, (integers(2, 3, 9, 8),), {"kernel_shape": [3, 2], **attributes})
-    for op in ("MaxPool", "AveragePool")
-    for attributes in (
-        {},
-        {"strides": [2, 2]},
-        {"strides": [2, 3], "pads": [1, 0, 2, 1]},
-        {"strides": [2, 2], "ceil_mode": 1},
-        {"strides": [4, 3], "ceil_mode": 1, "pads": [1, 1, 1, 1]},
-        {"strides": [2, 2], "pads": [0, 0, 1, 1], "ceil_mode": 1},
-        {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
-        {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
-        {"auto_pad": "VALID", "strides": [2, 2]},
-        {"dilations": [2, 3]},
-        {"dilations": [2, 1], "strides": [2, 2], "pads": [1, 1, 1, 1]},
-    )
-] + [
-    Case("AveragePool", (integers(2, 3, 9, 8),), {"kernel_shape": [3, 3], "count_include_pad": 1, **a})
-    for a in (
-        {"pads": [1, 1, 1, 1]},
-        {"pads": [1, 1, 1, 1], "strides": [2, 2]},
-        {"pads": [1, 1, 1, 1], "strides": [2, 3], "ceil_mode": 1},
-        {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
-    )
-] + [
-    Case("MaxPool", (integers(2, 3, 9, 8, low=0, high=255, dtype=np.uint8),), {"kernel_shape": [2, 2]}),
-    Case("MaxPool", (integers(2, 3, 9, 8, dtype=np.int8),), {"kernel_shape": [3, 3], "pads": [1] * 4}),
-    Case("MaxPool", (integers(2, 3, 9),), {"kernel_shape": [2], "strides": [2]}),
-    Case("AveragePool", (integers(2, 3, 9),), {"kernel_shape": [3], "strides": [2]}),
-    Case("MaxPool", (integers(1, 2, 5, 6, 7),), {"kernel_shape": [2, 2, 2], "strides": [2, 2, 2]}),
-    Case("AveragePool", (integers(1, 2, 5, 6, 7),), {"kernel_shape": [2, 3, 2]}),
-    Case("GlobalAveragePool", (integers(2, 3, 6, 10),)),
-    Case("GlobalAveragePool", (integers(2, 3, 7),)),
-    Case("GlobalMaxPool", (integers(2, 3, 6, 10),)),
-]
+ARITHMETIC = (
+    [
+        Case(op, (reals(2, 3, 4), reals(*shape)))
+        for op in ("Add", "Sub", "Mul", "Div")
+        for shape in ((2, 3, 4), (4,), (3, 1), ())
+    ]
+    + [
+        Case(op, (integers(9, 5, dtype=d), integers(5, low=1, dtype=d)))
+        for op in ("Add", "Sub", "Mul", "Div", "Max", "Min")
+        for d in (np.int32, np.int64)
+    ]
+    + [
+        Case("Sum", (reals(3, 4), reals(4), reals(3, 1))),
+        Case("Max", (reals(3, 4), reals(4), reals(3, 1))),
+        Case("Min", (reals(3, 4), reals(4), reals(3, 1))),
+        Case("Mean", (reals(3, 4), reals(4), reals(3, 1))),
+        Case("Max", (integers(9, dtype=np.uint8, low=0), integers(9, dtype=np.uint8, low=0))),
+        Case("Mod", (integers(99, dtype=np.int64), integers(99, low=1, dtype=np.int64))),
+        Case(
+            "Mod", (integers(99, dtype=np.int64), integers(99, low=1, dtype=np.int64)), {"fmod": 1}
+        ),
+        Case("Pow", (reals(99), f32(2.0))),
+        Case("Pow", (reals(99), np.array(3.0, np.float32))),
+        Case("PRelu", (reals(2, 3, 4, 5), reals(3, 1, 1))),
+        Case("PRelu", (reals(2, 3, 4, 5), reals(1))),
+        Case("LeakyRelu", (reals(99),), {"alpha": 0.1}),
+        Case("LeakyRelu", (reals(99),)),
+        Case("HardSigmoid", (reals(999),)),
+        Case("HardSigmoid", (reals(999),), {"alpha": 0.1666666716337204, "beta": 0.5}),
+        Case("HardSwish", (reals(999),)),
+        Case("Round", (np.arange(-4, 4, 0.5, dtype=np.float32),)),
+        Case("Clip", (reals(99), np.array(-1, np.float32), np.array(2, np.float32))),
+        Case("Clip", (reals(99), None, np.array(2, np.float32))),
+        Case("Clip", (reals(99), np.array(0, np.float32))),
+        Case(
+            "Clip",
+            (
+                integers(99, low=0, high=255, dtype=np.uint8),
+                np.array(3, np.uint8),
+                np.array(9, np.uint8),
+            ),
+        ),
+        Case("Clip", (integers(99, dtype=np.int8), np.array(-3, np.int8), np.array(5, np.int8))),
+        Case("Where", (integers(9, low=0, high=2).astype(bool), reals(9), reals(3, 1))),
+        Case(
+            "BatchNormalization", (reals(2, 3, 4, 4), reals(3), reals(3), reals(3), abs(reals(3)))
+        ),
+        Case(
+            "BatchNormalization",
+            (reals(2, 3, 9), reals(3), reals(3), reals(3), abs(reals(3))),
+            {"epsilon": 0.001},
+        ),
+    ]
+    + [
+        Case(op, (reals(999),))
+        for op in ("Relu", "Neg", "Abs", "Floor", "Ceil", "Sign", "Reciprocal")
+    ]
+    + [
+        Case("Sqrt", (abs(reals(999)),)),
+        Case("Relu", (integers(99, dtype=np.int8),)),
+        Case("Neg", (integers(99, dtype=np.int32),)),
+        Case("Abs", (integers(99, dtype=np.int32),)),
+        Case("Not", (integers(9, low=0, high=2).astype(bool),)),
+    ]
+    + [
+        Case(
+            op, (integers(99, low=0, high=2).astype(bool), integers(99, low=0, high=2).astype(bool))
+        )
+        for op in ("And", "Or")
+    ]
+    + [
+        Case(op, (integers(99, dtype=d), integers(99, dtype=d)))
+        for op in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")
+        for d in (np.float32, np.int64)
+    ]
+)
+POOLS = (
+    [
+        Case(op, (integers(2, 3, 9, 8),), {"kernel_shape": [3, 2], **attributes})
+        for op in ("MaxPool", "AveragePool")
+        for attributes in (
+            {},
+            {"strides": [2, 2]},
+            {"strides": [2, 3], "pads": [1, 0, 2, 1]},
+            {"strides": [2, 2], "ceil_mode": 1},
+            {"strides": [4, 3], "ceil_mode": 1, "pads": [1, 1, 1, 1]},
+            {"strides": [2, 2], "pads": [0, 0, 1, 1], "ceil_mode": 1},
+            {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+            {"auto_pad": "SAME_LOWER", "strides": [2, 2]},
+            {"auto_pad": "VALID", "strides": [2, 2]},
+            {"dilations": [2, 3]},
+            {"dilations": [2, 1], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+        )
+    ]
+    + [
+        Case(
+            "AveragePool",
+            (integers(2, 3, 9, 8),),
+            {"kernel_shape": [3, 3], "count_include_pad": 1, **a},
+        )
+        for a in (
+            {"pads": [1, 1, 1, 1]},
+            {"pads": [1, 1, 1, 1], "strides": [2, 2]},
+            {"pads": [1, 1, 1, 1], "strides": [2, 3], "ceil_mode": 1},
+            {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+        )
+    ]
+    + [
+        Case(
+            "MaxPool",
+            (integers(2, 3, 9, 8, low=0, high=255, dtype=np.uint8),),
+            {"kernel_shape": [2, 2]},
+        ),
+        Case(
+            "MaxPool",
+            (integers(2, 3, 9, 8, dtype=np.int8),),
+            {"kernel_shape": [3, 3], "pads": [1] * 4},
+        ),
+        Case("MaxPool", (integers(2, 3, 9),), {"kernel_shape": [2], "strides": [2]}),
+        Case("AveragePool", (integers(2, 3, 9),), {"kernel_shape": [3], "strides": [2]}),
+        Case(
+            "MaxPool", (integers(1, 2, 5, 6, 7),), {"kernel_shape": [2, 2, 2], "strides": [2, 2, 2]}
+        ),
+        Case("AveragePool", (integers(1, 2, 5, 6, 7),), {"kernel_shape": [2, 3, 2]}),
+        Case("GlobalAveragePool", (integers(2, 3, 6, 10),)),
+        Case("GlobalAveragePool", (integers(2, 3, 7),)),
+        Case("GlobalMaxPool", (integers(2, 3, 6, 10),)),
+    ]
+)
 REDUCTIONS = [
     Case(op, (integers(3, 4, 5, 7, dtype=d), *axes), attributes, constants=(1,) if axes else ())
     for op in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin")
@@ -232,7 +271,9 @@ LAYOUT = [
     Case("Gather", (A, np.array(1)), {"axis": 1}),
     Case("GatherElements", (reals(9), i64(3, -1, 0, 8))),
     Case("GatherElements", (reals(3, 4), integers(2, 4, low=-3, high=3, dtype=np.int32))),
-    Case("GatherElements", (reals(3, 4), integers(3, 7, low=0, high=4, dtype=np.int64)), {"axis": 1}),
+    Case(
+        "GatherElements", (reals(3, 4), integers(3, 7, low=0, high=4, dtype=np.int64)), {"axis": 1}
+    ),
     Case("GatherND", (A, integers(6, 2, low=0, high=2, dtype=np.int64))),
     Case("GatherND", (A, integers(2, 6, 1, low=0, high=3, dtype=np.int64)), {"batch_dims": 1}),
     Case("Reshape", (A, i64(0, -1, 10)), constants=(1,)),
@@ -255,7 +296,13 @@ LAYOUT = [
     Case("Pad", (A, i64(0, 0, 1, 2, 0, 0, 2, 1)), {"mode": "reflect"}, constants=(1,)),
     Case("Pad", (A, i64(0, 0, 1, 2, 0, 0, 2, 1)), {"mode": "edge"}, constants=(1,)),
     Case("Pad", (A, i64(0, 0, 1, 2, 0, 0, 2, 1)), {"mode": "wrap"}, constants=(1,)),
-    Case("Pad", (integers(2, 3, dtype=np.uint8, low=0), i64(1, 0, 0, 1), np.array(128, np.uint8)), {}, 1, (1,)),
+    Case(
+        "Pad",
+        (integers(2, 3, dtype=np.uint8, low=0), i64(1, 0, 0, 1), np.array(128, np.uint8)),
+        {},
+        1,
+        (1,),
+    ),
     Case("DepthToSpace", (reals(2, 12, 3, 4),), {"blocksize": 2}),
     Case("DepthToSpace", (reals(2, 12, 3, 4),), {"blocksize": 2, "mode": "CRD"}),
     Case("SpaceToDepth", (reals(2, 3, 4, 6),), {"blocksize": 2}),
@@ -272,54 +319,67 @@ LAYOUT = [
     Case("Constant", (), {"value_int": 3}),
     Case("ConstantOfShape", (i64(2, 3),), constants=(0,)),
     Case("Range", (np.array(3), np.array(-9), np.array(-4)), constants=(0, 1, 2)),
-    Case("Range", (np.array(1, np.float32), np.array(3, np.float32), np.array(0.25, np.float32)), constants=(0, 1, 2)),
+    Case(
+        "Range",
+        (np.array(1, np.float32), np.array(3, np.float32), np.array(0.25, np.float32)),
+        constants=(0, 1, 2),
+    ),
 ]
 MODES = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric")
-RESIZE = [
-    Case(
-        "Resize",
-        (integers(1, 2, 5, 6), None, f32(1, 1, *scale)),
-        {"mode": "nearest", "coordinate_transformation_mode": m, "nearest_mode": n},
-        constants=(2,),
-    )
-    for m in MODES
-    for n in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
-    for scale in ((2.0, 2.0), (0.5, 3.0), (1.7, 0.6))
-] + [
-    Case(
-        "Resize",
-        (integers(1, 2, 5, 6), None, None, i64(1, 2, *size)),
-        {"mode": mode, "coordinate_transformation_mode": m},
-        constants=(3,),
-    )
-    for mode in ("nearest", "linear")
-    for m in MODES
-    for size in ((10, 12), (7, 3), (1, 6), (5, 6))
-    if (mode, m, size) != ("linear", "half_pixel_symmetric", (7, 3))  # NEAR: weights not dyadic
-] + [
-    Case(
-        "Resize",
-        (integers(1, 2, 5, 6), None, f32(1, 1, *scale)),
-        {"mode": "linear", "coordinate_transformation_mode": m},
-        constants=(2,),
-    )
-    for m in MODES
-    for scale in ((2.0, 2.0), (4.0, 2.0), (0.5, 0.5), (1.0, 2.0), (1.3, 0.7))
-    if (m, scale) != ("half_pixel_symmetric", (1.3, 0.7))  # NEAR: weights not dyadic
-] + [
-    Case(
-        "Resize",
-        (integers(1, 2, 5, 6, low=0, high=255, dtype=np.uint8), None, f32(1, 1, 2, 2)),
-        {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
-        constants=(2,),
-    ),
-    Case(
-        "Resize",
-        (integers(1, 2, 5, 6), None, f32(2, 2)),
-        {"mode": "nearest", "axes": [2, 3]},
-        constants=(2,),
-    ),
-]
+RESIZE = (
+    [
+        Case(
+            "Resize",
+            (integers(1, 2, 5, 6), None, f32(1, 1, *scale)),
+            {"mode": "nearest", "coordinate_transformation_mode": m, "nearest_mode": n},
+            constants=(2,),
+        )
+        for m in MODES
+        for n in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+        for scale in ((2.0, 2.0), (0.5, 3.0), (1.7, 0.6))
+    ]
+    + [
+        Case(
+            "Resize",
+            (integers(1, 2, 5, 6), None, None, i64(1, 2, *size)),
+            {"mode": mode, "coordinate_transformation_mode": m},
+            constants=(3,),
+        )
+        for mode in ("nearest", "linear")
+        for m in MODES
+        for size in ((10, 12), (7, 3), (1, 6), (5, 6))
+        if (mode, m, size) != ("linear", "half_pixel_symmetric", (7, 3))  # NEAR: weights not dyadic
+    ]
+    + [
+        Case(
+            "Resize",
+            (integers(1, 2, 5, 6), None, f32(1, 1, *scale)),
+            {"mode": "linear", "coordinate_transformation_mode": m},
+            constants=(2,),
+        )
+        for m in MODES
+        for scale in ((2.0, 2.0), (4.0, 2.0), (0.5, 0.5), (1.0, 2.0), (1.3, 0.7))
+        if (m, scale) != ("half_pixel_symmetric", (1.3, 0.7))  # NEAR: weights not dyadic
+    ]
+    + [
+        Case(
+            "Resize",
+            (integers(1, 2, 5, 6, low=0, high=255, dtype=np.uint8), None, f32(1, 1, 2, 2)),
+            {
+                "mode": "nearest",
+                "coordinate_transformation_mode": "asymmetric",
+                "nearest_mode": "floor",
+            },
+            constants=(2,),
+        ),
+        Case(
+            "Resize",
+            (integers(1, 2, 5, 6), None, f32(2, 2)),
+            {"mode": "nearest", "axes": [2, 3]},
+            constants=(2,),
+        ),
+    ]
+)
 EXACT = CONV + TRANSPOSED + PRODUCTS + ARITHMETIC + POOLS + REDUCTIONS + LAYOUT + RESIZE
 
 # Largest distance to ONNX Runtime, in float32 ulps: its kernels are polynomials of their own (MLAS),
