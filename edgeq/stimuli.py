@@ -141,7 +141,7 @@ def _sparse(shape: Shape, q: QParams, generator: np.random.Generator, number: in
     codes = _zeros(shape, q, generator, number)
     extreme = generator.random(shape)
     step = generator.integers(-2, 2, shape, endpoint=True)
-    codes = np.clip(codes + step, q.qtype.qmin, q.qtype.qmax)
+    codes = np.asarray(np.clip(codes + step, q.qtype.qmin, q.qtype.qmax), np.int64)
     codes[extreme < 0.02], codes[extreme > 0.98] = q.qtype.qmin, q.qtype.qmax
     return codes
 

@@ -23,7 +23,8 @@ from edgeq.stimuli import StimulusInput, stimuli
 from edgeq.targeting import Artifact
 
 TAPS = ("x_q", "conv_q", "fc_q")
-INPUT = StimulusInput("x", np.dtype(np.float32), (1, 2, 5, 5), QParams(UINT8, 0.02, 121))
+QPARAMS = QParams(UINT8, np.array(0.02, np.float32), np.array(121, np.int32))
+INPUT = StimulusInput("x", np.dtype(np.float32), (1, 2, 5, 5), QPARAMS)
 
 
 def tiny_proto() -> onnx.ModelProto:
@@ -33,10 +34,10 @@ def tiny_proto() -> onnx.ModelProto:
         "x_scale": np.float32(0.02),
         "x_zero_point": np.uint8(121),
         "w": generator.integers(-127, 128, (3, 2, 3, 3)).astype(np.int8),
-        "w_scale": np.float32([0.01, 0.013, 0.017]),
+        "w_scale": np.array([0.01, 0.013, 0.017], np.float32),
         "w_zero_point": np.zeros(3, np.int8),
         "b": generator.integers(-500, 500, 3).astype(np.int32),
-        "b_scale": np.float32(0.02) * np.float32([0.01, 0.013, 0.017]),
+        "b_scale": np.float32(0.02) * np.array([0.01, 0.013, 0.017], np.float32),
         "b_zero_point": np.zeros(3, np.int32),
         "conv_scale": np.float32(0.08),
         "conv_zero_point": np.uint8(130),
@@ -50,8 +51,10 @@ def tiny_proto() -> onnx.ModelProto:
     def pair(name: str, to: str, kind: str, axis: int | None = None) -> onnx.NodeProto:
         base = to.removesuffix("_q").removesuffix("_dq")
         inputs = [name, f"{base}_scale", f"{base}_zero_point"]
-        attributes = {} if axis is None else {"axis": axis}
-        return helper.make_node(f"{kind}Linear", inputs, [to], name=to, **attributes)
+        node = helper.make_node(f"{kind}Linear", inputs, [to], name=to)
+        if axis is not None:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        return node
 
     nodes = [
         pair("x", "x_q", "Quantize"),
@@ -183,3 +186,15 @@ def tiny_report() -> Report:
 def report() -> Report:
     """A report with one of everything."""
     return tiny_report()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_float: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `model.onnx`, `calibration.npz` and `evaluation.npz`; the current one."""
+    onnx.save(tiny_float, tmp_path / "model.onnx")
+    generator = np.random.default_rng(0)
+    x = generator.normal(0, 1, (12, 2, 5, 5)).astype(np.float32)
+    np.savez(tmp_path / "calibration.npz", x=x)
+    np.savez(tmp_path / "evaluation.npz", x=x, label=generator.integers(0, 4, 12))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

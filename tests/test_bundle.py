@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgeq.bundle import check_destination, open_bundle, standalone_check
 from edgeq.check_bits import digest
@@ -19,6 +20,15 @@ from edgeq.golden import GoldenVectors, npz_bytes
 from edgeq.manifest import TensorInfo
 from edgeq.targeting import Artifact
 from edgeq.verify import Comparison
+
+
+def f32(values: object) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
+
+
+def u8(values: object) -> NDArray[np.uint8]:
+    return np.array(values, np.uint8)
+
 
 FILES = {
     "check.py",
@@ -75,7 +85,7 @@ def test_codes_and_reals(bundle):
     item = TensorInfo("x", "uint8", (1, 2), 0.5, 3)
     manifest = dataclasses.replace(bundle.manifest, inputs=(item,), outputs=(item,))
     coded = dataclasses.replace(bundle, manifest=manifest)
-    codes = coded.quantize_inputs({"x": np.float32([[0.25, 200.0]])})["x"]
+    codes = coded.quantize_inputs({"x": f32([[0.25, 200.0]])})["x"]
     assert codes.tolist() == [[3, 255]] and codes.dtype == np.uint8  # 0.5 is a tie: to even
     assert coded.quantize_inputs({"x": codes})["x"] is codes
     assert coded.dequantize_outputs({"x": codes})["x"].tolist() == [[0.0, 126.0]]
@@ -231,7 +241,10 @@ def test_artifacts_may_not_leave_the_folder(tmp_path, write_tiny, monkeypatch):
 
 
 def test_npz_bytes_are_fixed_and_hold_no_pickle():
-    arrays = {"a/b": np.arange(6, dtype=np.float32).reshape(2, 3), "s": np.float32(3)}
+    arrays: dict[str, NDArray[np.float32]] = {
+        "a/b": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "s": f32(3),
+    }
     data = npz_bytes(arrays)
     assert data == npz_bytes(arrays)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -259,7 +272,7 @@ def test_a_bundle_needs_golden_vectors():
 @pytest.mark.parametrize(
     ("rule", "left", "right"),
     [
-        ("a bit", np.float32([0.0]), np.float32([-0.0])),
+        ("a bit", f32([0.0]), f32([-0.0])),
         ("dtype", np.zeros(4, np.uint8), np.zeros(4, np.int8)),
         ("shape", np.zeros((2, 2), np.uint8), np.zeros(4, np.uint8)),
     ],
@@ -284,7 +297,7 @@ def test_the_standalone_check_is_python():
 def failed_verdict():
     comparison = Comparison()
     expected = {"t/1": np.zeros(4, np.uint8)}
-    comparison.add(expected, {"t/1": np.uint8([0, 0, 7, 0])}, {"x": np.float32([1.5])})
+    comparison.add(expected, {"t/1": u8([0, 0, 7, 0])}, {"x": f32([1.5])})
     return comparison.verdict()
 
 

@@ -6,11 +6,21 @@ import json
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgeq.fidelity import FidelityMeter, sqnr_db
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import UINT8
 from edgeq.report import FloatRow, MetricRow, PassRow, VerdictRow, render_html, render_json
+
+
+def f32(values: object) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
+
+
+def u8(values: object) -> NDArray[np.uint8]:
+    return np.array(values, np.uint8)
+
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -20,7 +30,10 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.attributes, self.text = [], [], [], []
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
         self.feed(text)
         assert self.open == [], self.open
 
@@ -102,9 +115,9 @@ def test_json_has_no_nan(report):
 
 
 def test_fidelity_of_codes():
-    meter = FidelityMeter("t", QParams(UINT8, 0.5, 10))
-    reference = np.float32([[0, 1, 2, 3, 4, -100]])
-    meter.add(reference, np.uint8([[10, 12, 15, 18, 30, 0]]))
+    meter = FidelityMeter("t", QParams(UINT8, f32(0.5), np.array(10, np.int32)))
+    reference = f32([[0, 1, 2, 3, 4, -100]])
+    meter.add(reference, u8([[10, 12, 15, 18, 30, 0]]))
     found = meter.result()
     # Nearest codes: 10, 12, 14, 16, 18, 0 (saturated: no step away, yet noise).
     assert found.off_by == (3, 1, 1, 0, 1) and found.elements == 6

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from edgeq.errors import DataError, VerificationError
 from edgeq.numerics.affine import QParams
@@ -12,17 +13,26 @@ from edgeq.numerics.qtype import INT8, UINT8
 from edgeq.stimuli import KINDS, StimulusInput, stimuli, stimulus
 from edgeq.verify import Comparison, compare, verify
 
+
+def f32(values: object) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
+
+
+def u8(values: object) -> NDArray[np.uint8]:
+    return np.array(values, np.uint8)
+
+
 NAN, OTHER_NAN = (np.array([bits], np.uint32).view(np.float32) for bits in (0x7FC00000, 0x7FC00001))
 
 ROWS = [
     # rule                     expected               actual                   mismatches
-    ("the same", np.uint8([1, 2]), np.uint8([1, 2]), 0),
-    ("one code", np.uint8([1, 2]), np.uint8([1, 3]), 1),
-    ("negative zero", np.float32([0.0]), np.float32([-0.0]), 1),
-    ("one ulp", np.float32([1.0]), np.nextafter(np.float32([1.0]), np.float32(2)), 1),
+    ("the same", u8([1, 2]), u8([1, 2]), 0),
+    ("one code", u8([1, 2]), u8([1, 3]), 1),
+    ("negative zero", f32([0.0]), f32([-0.0]), 1),
+    ("one ulp", f32([1.0]), np.nextafter(f32([1.0]), np.float32(2)), 1),
     ("the same NaN", NAN, NAN, 0),
     ("another NaN", NAN, OTHER_NAN, 1),
-    ("dtype", np.uint8([1, 2]), np.int8([1, 2]), 2),
+    ("dtype", u8([1, 2]), np.array([1, 2], np.int8), 2),
     ("byte order", np.array([1], "<i4"), np.array([1], ">i4"), 1),
     ("shape", np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), 6),
     ("empty, another shape", np.zeros((0, 3), np.uint8), np.zeros((0, 2), np.uint8), 1),
@@ -43,8 +53,8 @@ def test_compare(rule, expected, actual, mismatches):
 
 
 def test_the_first_difference_says_where_and_what():
-    expected = np.float32([[1, 2], [3, 4]])
-    actual = np.float32([[1, 2], [-0.0, 5]])
+    expected = f32([[1, 2], [3, 4]])
+    actual = f32([[1, 2], [-0.0, 5]])
     _, first = compare("conv", expected, actual, sample=7)
     assert first is not None and first.index == (1, 0) and first.sample == 7
     assert (first.expected_bits, first.actual_bits) == ("40400000", "80000000")
@@ -97,7 +107,7 @@ def test_a_missing_tensor_is_no_success():
 
 
 def test_verify_streams():
-    seen = []
+    seen: list[int] = []
     verdict = verify(
         lambda f: {"y": f["x"] + 1}, lambda f: {"y": f["x"] + 1},
         ({"x": np.full(3, i)} for i in range(4)), seen.append,
@@ -108,13 +118,14 @@ def test_verify_streams():
 
 # Stimuli.
 
-REALS = StimulusInput("x", np.dtype(np.float32), (2, 3, 16, 16), QParams(UINT8, 0.03, 117))
-CODES = StimulusInput("x", np.dtype(np.uint8), (2, 3, 16, 16), QParams(UINT8, 0.03, 117))
+QPARAMS = QParams(UINT8, f32(0.03), np.array(117, np.int32))
+REALS = StimulusInput("x", np.dtype(np.float32), (2, 3, 16, 16), QPARAMS)
+CODES = StimulusInput("x", np.dtype(np.uint8), (2, 3, 16, 16), QPARAMS)
 
 
 def codes_of(item, kind, number=0):
     array = stimulus(kind, item, 0, number)
-    return item.qparams.quantize(array) if array.dtype.kind == "f" else array
+    return QPARAMS.quantize(array) if array.dtype.kind == "f" else array
 
 
 @pytest.mark.parametrize("item", [REALS, CODES], ids=["reals", "codes"])
@@ -138,13 +149,13 @@ def test_near_ties_stand_at_both_sides_of_a_tie():
     scaled = x / np.float32(0.03)
     away = np.clip(np.trunc(scaled + np.copysign(0.5, scaled)) + 117, 0, 255)
     early = np.clip(np.rint(scaled + np.float32(117)), 0, 255)
-    codes = REALS.qparams.quantize(x)
+    codes = QPARAMS.quantize(x)
     assert np.count_nonzero(away != codes) > 100 and np.count_nonzero(early != codes) > 100
 
 
 def test_outside_saturates_and_holds_negative_zeros():
     x = stimulus("outside", REALS)
-    low, high = REALS.qparams.range
+    low, high = QPARAMS.range
     assert x.min() < low and x.max() > high and np.isfinite(x).all()
     assert (np.signbit(x) & (x == 0)).any()
 
@@ -157,7 +168,7 @@ def test_the_same_seed_gives_the_same_feeds():
 
 
 def test_inputs_meet_in_different_kinds():
-    left, right = (StimulusInput(n, np.dtype(np.uint8), (64,), REALS.qparams) for n in "ab")
+    left, right = (StimulusInput(n, np.dtype(np.uint8), (64,), QPARAMS) for n in "ab")
     feeds = list(stimuli([left, right], rounds=1))
     assert any(f["a"].max() == 0 and f["b"].min() == 255 for f in feeds)
 
@@ -165,7 +176,9 @@ def test_inputs_meet_in_different_kinds():
 @given(st.sampled_from(KINDS), st.sampled_from([UINT8, INT8]), st.integers(0, 5), st.data())
 def test_codes_stay_in_range(kind, qtype, number, data):
     zero = data.draw(st.integers(qtype.qmin, qtype.qmax))
-    item = StimulusInput("x", qtype.dtype, (3, 5), QParams(qtype, 0.1, zero))
+    item = StimulusInput(
+        "x", qtype.dtype, (3, 5), QParams(qtype, f32(0.1), np.array(zero, np.int32))
+    )
     array = stimulus(kind, item, 3, number)
     assert array.dtype == qtype.dtype and array.shape == (3, 5)
 
@@ -178,9 +191,7 @@ def test_inputs_that_are_not_quantized_stay_within_what_was_seen(kind, dtype):
     assert array.dtype == dtype and array.min() >= 0 and array.max() <= 1
 
 
-@pytest.mark.parametrize(
-    "inputs", [[], [StimulusInput("x", np.dtype(np.uint8), (2, 0), REALS.qparams)]]
-)
+@pytest.mark.parametrize("inputs", [[], [StimulusInput("x", np.dtype(np.uint8), (2, 0), QPARAMS)]])
 def test_nothing_to_feed_is_refused(inputs):
     with pytest.raises(DataError):
         next(stimuli(inputs))
