@@ -1,0 +1,166 @@
+"""What calibration keeps of one value: O(1) memory, however many samples go by."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.histogram import GrowingHistogram, Histogram
+
+MAX_LEVELS = 1024
+MOMENTUM = 0.1  # weight of the newest sample in the moving average of the extremes
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """All distinct values, where they are few: images, codes, masks.
+
+    They may lie on rounding ties of the scale in question, which no histogram shows.
+
+    Attributes:
+        values: float32, ascending.
+        counts: int64, how often each was seen.
+    """
+
+    values: NDArray[np.float32]
+    counts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What the samples showed of one value.
+
+    The channel axis is 1, or 0 for values of rank 1; a scalar is one channel. Everything is float64.
+
+    Attributes:
+        count: How many elements were seen.
+        low: Smallest of them.
+        high: Largest of them.
+        average_low: Moving average over samples of the smallest element.
+        average_high: Moving average over samples of the largest element.
+        histogram: All elements, in bins.
+        levels: All distinct elements, exactly, when they are at most `MAX_LEVELS`; else None.
+        channel_low: Smallest element per channel.
+        channel_high: Largest element per channel.
+        channel_mean: Mean per channel.
+        channel_square: Mean square per channel.
+    """
+
+    count: int
+    low: float
+    high: float
+    average_low: float
+    average_high: float
+    histogram: Histogram
+    levels: Levels | None
+    channel_low: Float64
+    channel_high: Float64
+    channel_mean: Float64
+    channel_square: Float64
+
+
+class Observer:
+    """Builds the statistics of one value, sample by sample."""
+
+    def __init__(self) -> None:
+        self._histogram = GrowingHistogram()
+        self._levels: Levels | None = Levels(np.zeros(0, np.float32), np.zeros(0, np.int64))
+        self._count = 0
+        self._average = (0.0, 0.0)
+        self._channels: Channels | None = None
+
+    def add(self, array: NDArray[np.float32]) -> None:
+        """Take in one sample's array: any shape, all finite; empty ones say nothing.
+
+        Raises:
+            ValueError: The number of channels differs from the samples before.
+        """
+        if not array.size:
+            return
+        array = np.ascontiguousarray(array, np.float32)
+        low, high = float(array.min()), float(array.max())
+        if self._count == 0:
+            self._average = (low, high)
+        self._average = (
+            self._average[0] + MOMENTUM * (low - self._average[0]),
+            self._average[1] + MOMENTUM * (high - self._average[1]),
+        )
+        self._count += array.size
+        self._histogram.add(array)
+        if self._levels is not None:
+            self._levels = merge_levels(self._levels, array.reshape(-1))
+        by_channel = channels_first(array)
+        if self._channels is None:
+            self._channels = Channels(by_channel.shape[0])
+        self._channels.add(by_channel)
+
+    def result(self) -> Statistics | None:
+        """Return the statistics so far; None when no element was seen."""
+        if self._channels is None:
+            return None
+        channels = self._channels
+        return Statistics(
+            count=self._count,
+            low=float(channels.low.min()),
+            high=float(channels.high.max()),
+            average_low=self._average[0],
+            average_high=self._average[1],
+            histogram=self._histogram.view(),
+            levels=self._levels,
+            channel_low=channels.low.copy(),
+            channel_high=channels.high.copy(),
+            channel_mean=channels.total / channels.count,
+            channel_square=channels.squares / channels.count,
+        )
+
+
+class Channels:
+    """Extremes and sums per channel."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.low = np.full(channels, np.inf)
+        self.high = np.full(channels, -np.inf)
+        self.total = np.zeros(channels)
+        self.squares = np.zeros(channels)
+
+    def add(self, blocks: NDArray[np.float32]) -> None:
+        """Take in `(channels, outer, inner)` elements.
+
+        Raises:
+            ValueError: The number of channels differs.
+        """
+        if len(blocks) != len(self.low):
+            raise ValueError(f"{len(blocks)} channels, {len(self.low)} in the samples before")
+        axes = (1, 2)
+        self.count += blocks[0].size
+        np.minimum(self.low, blocks.min(axes), out=self.low)
+        np.maximum(self.high, blocks.max(axes), out=self.high)
+        self.total += blocks.sum(axes, dtype=np.float64)
+        for channel, block in enumerate(blocks):  # a channel at a time: no copy of the whole
+            wide = block.astype(np.float64)
+            self.squares[channel] += float(np.square(wide, out=wide).sum())
+
+
+def channels_first(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a view of `array` as (channels, outer, inner)."""
+    if array.ndim < 2:
+        return array.reshape(-1, 1, 1)
+    return array.reshape(len(array), array.shape[1], -1).swapaxes(0, 1)
+
+
+def merge_levels(known: Levels, flat: NDArray[np.float32]) -> Levels | None:
+    """Return the distinct values of both with their counts; None when they are too many."""
+    if len(np.unique(flat[: 4 * MAX_LEVELS])) > MAX_LEVELS:  # most values show it at once
+        return None
+    values, counts = np.unique(flat, return_counts=True)
+    if len(values) > MAX_LEVELS:
+        return None
+    merged, places = np.unique(np.concatenate([known.values, values]), return_inverse=True)
+    if len(merged) > MAX_LEVELS:
+        return None
+    totals = np.zeros(len(merged), np.int64)
+    np.add.at(totals, places, np.concatenate([known.counts, counts]))
+    return Levels(merged, totals)
