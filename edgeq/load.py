@@ -17,6 +17,7 @@ import onnx_ir.passes.common as onnx_passes
 
 from edgeq.errors import ModelError
 from edgeq.graph import OPSET, value_names
+from edgeq.old_opsets import keep_old_meaning
 from edgeq.onnx_api import SMALL, check_model, convert_opset, infer_shapes
 from edgeq.tensor_check import check_tensors
 from edgeq.to_float32 import to_float32
@@ -210,6 +211,7 @@ def _convert(model: ir.Model, title: str, notes: list[str]) -> ir.Model:
             f"{title}: ONNX's version converter cannot bring opset {opset} to {OPSET}:"
             f" {_first_line(error)}; export the model anew with opset {OPSET}"
         ) from error
+    keep_old_meaning(converted, opset, title)
     notes.append(f"opset {opset} converted to {OPSET}")
     return converted
 

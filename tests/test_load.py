@@ -75,6 +75,46 @@ def test_old_operators_are_converted(tmp_path):
     assert y.tobytes() == x[0, 0].repeat(2, 0).repeat(2, 1).tobytes()
 
 
+FOUR = "(float[N,2,4,4] x)"
+UP = "<float[4] s = {1, 1, 2.4, 2.4}>"
+HALF = "<float[4] s = {1, 1, 0.5, 0.5}>"
+CONVERSIONS = [  # what changed its form or its defaults since; x is the input of rank 4
+    (7, "float[N,2,9,9]", "", 'y = Upsample <mode = "nearest", scales = [1.0, 1.0, 2.4, 2.4]> (x)'),
+    (9, "float[N,2,9,9]", UP, 'y = Upsample <mode = "nearest"> (x, s)'),
+    (9, "float[N,2,9,9]", UP, 'y = Upsample <mode = "linear"> (x, s)'),
+    (10, "float[N,2,9,9]", UP, 'y = Resize <mode = "nearest"> (x, s)'),
+    (10, "float[N,2,9,9]", UP, 'y = Resize <mode = "linear"> (x, s)'),
+    (10, "float[N,2,2,2]", HALF, 'y = Resize <mode = "nearest"> (x, s)'),
+    (9, "float[N,2,4,4]", "", "y = Softmax <axis = 3> (x)"),
+    (9, "float[N,2,4,4]", "", "y = Softmax <axis = 1> (x)"),
+    (12, "float[N,2,4,4]", "", "y = LogSoftmax (x)"),
+    (7, "float[N,2,4,4]", "<float[2] a = {1, 2}>", "y = BatchNormalization (x, a, a, a, a)"),
+    (8, "float[N,2,1,1]", "", "y = ReduceMean <axes = [2, 3]> (x)"),
+    (12, "float[N,2]", "", "y = ReduceSum <axes = [2, 3], keepdims = 0> (x)"),
+    (8, "float[N,2,6,6]", "", "y = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1]> (x)"),
+    (8, "float[N,2,4,4]", "", "y = Clip <min = 0.0, max = 2.0> (x)"),
+    (8, "float[N,1,4,4]", "", "y, z = Split <axis = 1> (x)"),
+    (8, "float[N,2,4,2]", "", "y, i = TopK <k = 2> (x)"),
+    (8, "float[N,2,2,4]", "", "y = Slice <axes = [2], starts = [1], ends = [3]> (x)"),
+    (8, "float[N,2,1,1]", "", "y = AveragePool <kernel_shape = [3, 3], strides = [2, 2]> (x)"),
+    (8, "float[N,2,4,4]", "", "y = HardSigmoid (x)"),
+    (8, "float[N,2,4,4]", "<float[2,1,1] s = {0.5, 2}>", "y = PRelu (x, s)"),
+    (10, "float[N,2,4,4]", "", "y = Dropout (x)"),
+    (10, "float[2,2,2,2]", "<float[2,4] r = {0, 0, 3, 3, 1, 0, 2, 3}, int64[2] b = {0, 0}>",
+     "y = RoiAlign <output_height = 2, output_width = 2> (x, r, b)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("opset", "result", "weights", "node"), CONVERSIONS)
+def test_conversion_keeps_the_meaning(tmp_path, opset, result, weights, node):
+    proto = model_of(f"g {FOUR} => ({result} y) {weights} {{ {node} }}", opset)
+    loaded = load_model(save(proto, tmp_path))
+    x = np.random.default_rng(1).standard_normal((2, 2, 4, 4)).astype(np.float32)
+    (a,), (b,) = run(proto.SerializeToString(), x=x), run(loaded.model, x=x)
+    # kernels of two opsets may sum in another order; another pixel or axis is far off
+    assert a.shape == b.shape and np.abs(a - b).max() <= 2.0**-20 * np.abs(a).max()
+
+
 def test_initializers_listed_as_inputs(tmp_path):
     proto = model_of(CONV, 9, 3)
     weight = proto.graph.initializer[0]

@@ -139,6 +139,7 @@ BAD = [
     ("unknown operator", _graph("[n] y = Foo (x)"), "'n' has the operator ai.onnx.Foo"),
     ("unknown domain", _graph("[n] y = acme.Relu (x)", 21, "acme"), "has the operator acme.Relu"),
     ("opset too old", _graph("y = Relu (x)", 6), "opset 6 is too old"),
+    ("shrinking", _graph("s = Constant <value = float[1] {0.7}> ()  y = Resize (x, s)", 10), "new"),
     ("not sorted", _graph("y = Relu (a)  a = Neg (x)"), "topologically sorted"),
     ("undefined input", _graph("y = Add (x, nothing)"), "nothing"),
     ("shapes", _graph("y = Add (x, z)"), "shapes do not fit"),
