@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeq.numerics.parallel import GRAIN, blocks, for_each, parts
 from edgeq.numerics.scratch import scratch
-from edgeq.numerics.windows import Windows, deal, planes
+from edgeq.numerics.windows import Windows, at, deal, planes
 
 Array = NDArray[Any]
 Finish = Callable[[slice, slice, slice, Array], None]
@@ -212,7 +212,7 @@ def conv(x: Array, w: Array, layout: Windows, groups: int = 1) -> Array:
     inside = tuple(slice(0, size) for size in layout.output[1:])
 
     def store(samples: slice, channels: slice, rows: slice, acc: Array) -> None:
-        out[samples, channels, rows] = acc[(..., slice(None), *inside)]
+        out[samples, channels, rows] = at(acc, inside)
 
     conv_blocks(x, 0, conv_weights(w, groups), layout, store)
     return out
@@ -254,6 +254,7 @@ def conv_transpose(
             slice(k * d, k * d + (i - 1) * s + 1, s)
             for k, d, i, s in zip(index, dilations, spatial, strides, strict=True)
         )
-        out[(..., *target)] += columns[(slice(None), slice(None), *index)]
+        visited = at(out, target)
+        visited += columns[(slice(None), slice(None), *index)]
     inside = tuple(slice(b, b + o) for b, o in zip(begin, output, strict=True))
-    return np.ascontiguousarray(out[(..., *inside)])
+    return np.ascontiguousarray(at(out, inside))

@@ -122,6 +122,13 @@ def windows(
     return Windows(tuple(kernel), strides, dilations, begin, end, tuple(sizes), tuple(output))
 
 
+def at(x: Array, places: tuple[slice, ...]) -> Array:
+    """Return a view of `x` whose last axes are picked by `places`."""
+    index: Any = (..., *places)
+    view: Array = x[index]
+    return view
+
+
 def pad(x: Array, layout: Windows, value: complex = 0) -> Array:
     """Return `x`, whose last axes are spatial, padded with `value`."""
     if not layout.needs_padding:
@@ -129,7 +136,7 @@ def pad(x: Array, layout: Windows, value: complex = 0) -> Array:
     lead = x.shape[: x.ndim - len(layout.input)]
     padded = np.full(lead + layout.padded, value, x.dtype)
     inside = tuple(slice(b, b + i) for b, i in zip(layout.begin, layout.input, strict=True))
-    padded[(..., *inside)] = x
+    at(padded, inside)[...] = x
     return padded
 
 
@@ -184,7 +191,8 @@ def deal(x: Array, layout: Windows, value: complex = 0) -> Array:
     out = scratch("deal", (len(target.phases), *lead, *target.sizes), x.dtype)
     out.fill(value)
     for plane, phase in zip(out, target.phases, strict=True):
-        source, inside = [slice(None)] * 2, [slice(None)] * 2
+        source: list[slice] = []
+        inside: list[slice] = []
         for p, s, b, i, q in zip(
             phase, layout.strides, layout.begin, layout.input, target.sizes, strict=True
         ):
@@ -193,5 +201,5 @@ def deal(x: Array, layout: Windows, value: complex = 0) -> Array:
             count = max(0, min(q - first, -(-(i - start) // s)))
             source.append(slice(start, start + (count - 1) * s + 1, s) if count else slice(0, 0))
             inside.append(slice(first, first + count))
-        plane[tuple(inside)] = x[tuple(source)]
+        at(plane, tuple(inside))[...] = at(x, tuple(source))
     return out.reshape(len(out), *lead, -1)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgeq.errors import UnsupportedOperatorError
 
 Array = NDArray[Any]
+AttributeValue = int | float | str | Array | tuple[Any, ...]
 Kernel = Callable[..., tuple[Array, ...]]
 
 
@@ -41,7 +42,7 @@ def describe(node: ir.Node) -> str:
     return f"{node.op_type} node {node.name!r} (output {outputs})"
 
 
-def attribute_value(attribute: ir.Attr) -> Any:
+def attribute_value(attribute: ir.Attr) -> AttributeValue:
     """Return an attribute as int, float, str, array or tuple of these."""
     kind = ir.AttributeType
     if attribute.type == kind.TENSOR:
@@ -50,7 +51,9 @@ def attribute_value(attribute: ir.Attr) -> Any:
         return attribute.as_string()
     if attribute.type in (kind.INTS, kind.FLOATS, kind.STRINGS):
         return tuple(attribute.value)
-    return attribute.value
+    if attribute.type == kind.INT:
+        return attribute.as_int()
+    return attribute.as_float()
 
 
 def bind(node: ir.Node, table: Mapping[str, Operator]) -> Kernel:

@@ -68,17 +68,17 @@ def minimum(*operands: Array) -> Array:
 def mean(*operands: Array) -> Array:
     """Sum from the left, times the rounded reciprocal of their number, as ONNX Runtime does."""
     kind = operands[0].dtype.type
-    return np.multiply(total(*operands), kind(1) / kind(len(operands)))
+    return np.asarray(np.multiply(total(*operands), kind(1) / kind(len(operands))))
 
 
 def power(a: Array, b: Array) -> Array:
     """`a ** b`: squares and cubes by multiplication, as ONNX Runtime does."""
     if b.size == 1 and float(b.reshape(-1)[0]) == 2.0:
-        return a * a
+        return np.asarray(a * a)
     if b.size == 1 and float(b.reshape(-1)[0]) == 3.0:
-        return a * a * a
+        return np.asarray(a * a * a)
     wide = np.float64 if a.dtype.kind == "f" else a.dtype
-    return np.power(a.astype(wide), b).astype(a.dtype)
+    return np.asarray(np.power(a.astype(wide), b)).astype(a.dtype)
 
 
 def negate(x: Array) -> Array:
@@ -98,7 +98,7 @@ def sign(x: Array) -> Array:
 
 def reciprocal(x: Array) -> Array:
     """`1 / x`."""
-    return np.divide(x.dtype.type(1), x)
+    return np.asarray(np.divide(x.dtype.type(1), x))
 
 
 def square_root(x: Array) -> Array:
@@ -173,7 +173,7 @@ def gelu(x: Array, *, approximate: Literal["none", "tanh"] = "none") -> Array:
     """`x` times the normal distribution function, exact or by the tanh formula."""
 
     def exact(wide: Array) -> Array:
-        return 0.5 * wide * (1.0 + _erf(wide / math.sqrt(2.0)))
+        return np.asarray(0.5 * wide * (1.0 + _erf(wide / math.sqrt(2.0))))
 
     def by_tanh(wide: Array) -> Array:
         inner = math.sqrt(2.0 / math.pi) * (wide + 0.044715 * wide**3)
@@ -189,7 +189,7 @@ def mish(x: Array) -> Array:
 
 def relu(x: Array) -> Array:
     """`max(x, 0)`."""
-    return np.maximum(x, x.dtype.type(0))
+    return np.asarray(np.maximum(x, x.dtype.type(0)))
 
 
 def leaky_relu(x: Array, *, alpha: float = 0.01) -> Array:
@@ -214,7 +214,7 @@ def clip(x: Array, low: Array | None = None, high: Array | None = None) -> Array
 def hard_sigmoid(x: Array, *, alpha: float = 0.2, beta: float = 0.5) -> Array:
     """`max(0, min(1, alpha * x + beta))`, the product and the sum each rounded."""
     kind = x.dtype.type
-    return np.maximum(np.minimum(kind(alpha) * x + kind(beta), kind(1)), kind(0))
+    return np.asarray(np.maximum(np.minimum(kind(alpha) * x + kind(beta), kind(1)), kind(0)))
 
 
 def hard_swish(x: Array) -> Array:

@@ -21,7 +21,7 @@ from edgeq.numerics.affine import QParams
 from edgeq.numerics.parallel import blocks, for_each
 from edgeq.numerics.requantize import multiplier, requantize_into
 from edgeq.numerics.scratch import scratch
-from edgeq.numerics.windows import AutoPad, windows
+from edgeq.numerics.windows import AutoPad, at, windows
 from edgeq.operators.binding import Kernel, describe
 from edgeq.qdq import LinearGroup
 
@@ -166,7 +166,7 @@ def _conv(group: LinearGroup, finish: Finish) -> Callable[..., Array]:
                 offset.add_to(flat, channels)
             result = scratch("codes", acc.shape, finish.dtype)
             finish(flat, result.reshape(flat.shape), channels)
-            out[samples, channels, rows] = result[(..., slice(None), *inside)]
+            out[samples, channels, rows] = at(result, inside)
 
         linear.conv_blocks(x, zero, matrices, layout, store)
         return out

@@ -95,10 +95,10 @@ def gemm(
     """`alpha * a @ b + beta * c`."""
     out = np.matmul(a.T if transA else a, b.T if transB else b)
     if alpha != 1.0:
-        out *= out.dtype.type(alpha)
+        out = out * out.dtype.type(alpha)
     if c is not None:
-        out += c if beta == 1.0 else c.dtype.type(beta) * c
-    return out
+        out = out + (c if beta == 1.0 else c.dtype.type(beta) * c)
+    return np.asarray(out)
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -123,4 +123,4 @@ def batch_normalization(
         raise UnsupportedOperatorError("training_mode = 1")
     shape = (-1, *(1,) * (x.ndim - 2))
     k = scale * (scale.dtype.type(1) / np.sqrt(variance + variance.dtype.type(epsilon)))
-    return x * k.reshape(shape) + (bias - mean * k).reshape(shape)
+    return np.asarray(x * k.reshape(shape) + (bias - mean * k).reshape(shape))

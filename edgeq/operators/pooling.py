@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.numerics.windows import AutoPad, Windows, pad, windows
+from edgeq.numerics.windows import AutoPad, Windows, at, pad, windows
 
 Array = NDArray[Any]
 
@@ -27,9 +27,9 @@ def max_pool(
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     padded = pad(x, layout, lowest)
     first, *others = layout.offsets()
-    out = padded[(..., *first)].copy()
+    out = at(padded, first).copy()
     for offset in others:
-        np.maximum(out, padded[(..., *offset)], out=out)
+        np.maximum(out, at(padded, offset), out=out)
     return out
 
 
@@ -48,9 +48,9 @@ def average_pool(
     layout = windows(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, bool(ceil_mode))
     padded = pad(x, layout)
     first, *others = layout.offsets()
-    out = padded[(..., *first)].copy()
+    out = at(padded, first).copy()
     for offset in others:
-        out += padded[(..., *offset)]
+        out += at(padded, offset)
     out /= _counts(layout, bool(count_include_pad)).astype(x.dtype)
     return out
 

@@ -1,6 +1,5 @@
 """Reductions over axes. A mean is one sum and one division."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,18 @@ def _axes(x: Array, axes: Array | None, noop: int) -> tuple[int, ...]:
     return () if noop else tuple(range(x.ndim))
 
 
-def _reduce(
-    function: Callable[..., Array], x: Array, axes: Array | None, keepdims: int, noop: int
-) -> Array:
-    out = function(x, axis=_axes(x, axes, noop), keepdims=bool(keepdims))
-    return np.asarray(out).astype(x.dtype, copy=False)  # numpy sums narrow integers in int64
+def _reduce(function: np.ufunc, x: Array, axes: Array | None, keepdims: int, noop: int) -> Array:
+    over = _axes(x, axes, noop)
+    out = np.asarray(function.reduce(x, axis=over, keepdims=True))
+    out = out if keepdims else np.squeeze(out, over)
+    return out.astype(x.dtype, copy=False)  # numpy sums narrow integers in int64
 
 
 def reduce_sum(
     x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Array:
     """The sum, in the dtype of `x`."""
-    return _reduce(np.add.reduce, x, axes, keepdims, noop_with_empty_axes)
+    return _reduce(np.add, x, axes, keepdims, noop_with_empty_axes)
 
 
 def reduce_mean(
@@ -37,36 +36,35 @@ def reduce_mean(
     """The sum divided by the number of elements, once."""
     over = _axes(x, axes, noop_with_empty_axes)
     count = x.dtype.type(int(np.prod([x.shape[a] for a in over])))
-    out = np.asarray(np.add.reduce(x, axis=over, keepdims=bool(keepdims)))
-    return divide(out.astype(x.dtype, copy=False), count)
+    return divide(_reduce(np.add, x, axes, keepdims, noop_with_empty_axes), count)
 
 
 def reduce_max(
     x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Array:
     """The largest element."""
-    return _reduce(np.maximum.reduce, x, axes, keepdims, noop_with_empty_axes)
+    return _reduce(np.maximum, x, axes, keepdims, noop_with_empty_axes)
 
 
 def reduce_min(
     x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Array:
     """The smallest element."""
-    return _reduce(np.minimum.reduce, x, axes, keepdims, noop_with_empty_axes)
+    return _reduce(np.minimum, x, axes, keepdims, noop_with_empty_axes)
 
 
 def reduce_prod(
     x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Array:
     """The product."""
-    return _reduce(np.multiply.reduce, x, axes, keepdims, noop_with_empty_axes)
+    return _reduce(np.multiply, x, axes, keepdims, noop_with_empty_axes)
 
 
 def reduce_sum_square(
     x: Array, axes: Array | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Array:
     """The sum of squares, in the dtype of `x`."""
-    return _reduce(np.add.reduce, x * x, axes, keepdims, noop_with_empty_axes)
+    return _reduce(np.add, x * x, axes, keepdims, noop_with_empty_axes)
 
 
 def arg_max(x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Array:

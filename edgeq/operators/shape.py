@@ -64,4 +64,4 @@ def range_(start: Array, limit: Array, delta: Array) -> Array:
     """`start, start + delta, ...` below `limit`."""
     first, last, step = (v.reshape(-1)[0] for v in (start, limit, delta))
     count = max(0, int(np.ceil((float(last) - float(first)) / float(step))))
-    return (first + np.arange(count, dtype=start.dtype) * step).astype(start.dtype)
+    return np.asarray(first + np.arange(count, dtype=start.dtype) * step, start.dtype)

@@ -30,7 +30,7 @@ def linear_model(
     `w` None makes the right operand a uint8 input `w`; `y` None leaves the result float32.
     """
     scale = np.asarray(w_scale, np.float32)
-    fixed = {
+    fixed: dict[str, Array] = {
         "sx": np.array(x_scale, np.float32),
         "zx": np.array(x_zero, np.uint8),
         "sw": scale,
@@ -41,7 +41,7 @@ def linear_model(
         inputs.append(helper.make_tensor_value_info("w", TensorProto.UINT8, w_shape))
     else:
         fixed["w"] = w
-    axis = {"axis": w_axis} if scale.ndim else {}
+    axis: dict[str, Any] = {"axis": w_axis} if scale.ndim else {}
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "sx", "zx"], ["xd"]),
         helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["wd"], **axis),
@@ -50,7 +50,7 @@ def linear_model(
     if bias is not None:
         sb = np.asarray(np.float32(x_scale) * scale, np.float32)
         fixed |= {"b": bias, "sb": sb, "zb": np.zeros(sb.shape, np.int32)}
-        along = {"axis": 0} if sb.ndim else {}
+        along: dict[str, Any] = {"axis": 0} if sb.ndim else {}
         nodes.append(helper.make_node("DequantizeLinear", ["b", "sb", "zb"], ["bd"], **along))
         operands.append("bd")
     real = "y" if y is None else "real"

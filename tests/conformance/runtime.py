@@ -49,7 +49,7 @@ def one_node(
 def by_onnxruntime(
     model: onnx.ModelProto, feeds: Mapping[str, Array], *, optimize: bool = False
 ) -> dict[str, Array]:
-    """Return the outputs of ONNX Runtime; without optimization every node is a kernel of its own."""
+    """Return the outputs of ONNX Runtime; unless optimized, every node is a kernel of its own."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeq.errors import ModelError
 from edgeq.numerics import linear
 from edgeq.numerics.parallel import for_each
-from edgeq.numerics.windows import planes, windows
+from edgeq.numerics.windows import at, planes, windows
 from edgeq.simulate import Simulator
 from tests.conformance.quantized import linear_model
 
@@ -28,7 +28,7 @@ def direct_conv(x: Array, w: Array, layout: Any, groups: int, zero: int) -> Arra
     out = np.zeros((len(x), len(w), *layout.output), np.int64)
     per_group, channels = len(w) // groups, w.shape[1]
     for index, offset in zip(np.ndindex(*layout.kernel), layout.offsets(), strict=True):
-        visited = padded[(slice(None), slice(None), *offset)]
+        visited = at(padded, offset)
         for group in range(groups):
             mine = visited[:, group * channels : (group + 1) * channels]
             rows = slice(group * per_group, (group + 1) * per_group)
@@ -57,7 +57,7 @@ def convolutions(draw: Any) -> tuple[Any, ...]:
     case=convolutions(), zero=st.integers(0, 255), samples=st.integers(1, 3), seed=st.integers(0)
 )
 def test_conv_equals_the_definition(case: Any, zero: int, samples: int, seed: int) -> None:
-    ndim, kernel, strides, dilations, pads, sizes, groups, channels, outputs = case
+    _, kernel, strides, dilations, pads, sizes, groups, channels, outputs = case
     random = np.random.default_rng(seed)
     x = random.integers(0, 256, (samples, channels, *sizes)).astype(np.uint8)
     w = random.integers(-128, 128, (outputs, channels // groups, *kernel)).astype(np.int8)
@@ -66,7 +66,7 @@ def test_conv_equals_the_definition(case: Any, zero: int, samples: int, seed: in
     inside = tuple(slice(0, s) for s in layout.output[1:])
 
     def store(n: slice, c: slice, rows: slice, acc: Array) -> None:
-        found[n, c, rows] = acc[(..., slice(None), *inside)]
+        found[n, c, rows] = at(acc, inside)
 
     matrices = linear.conv_weights(w.astype(np.float32), groups)
     linear.conv_blocks(x, zero, matrices, layout, store)

@@ -1,4 +1,4 @@
-"""Quantize, dequantize and requantize: named rules with their expected bits, properties, and ORT."""
+"""Quantize, dequantize, requantize: named rules with their codes, properties, ONNX Runtime."""
 
 import doctest
 from typing import Any, NamedTuple
@@ -17,6 +17,15 @@ from edgeq.numerics.qtype import QTYPES, QType
 from edgeq.numerics.requantize import multiplier, requantize_into
 from edgeq.numerics.requantize import requantize as requantize_
 from tests.conformance.runtime import by_onnxruntime, same_bits
+
+
+def f32(value: float) -> Any:
+    return np.asarray(value, np.float32)
+
+
+def i32(value: int) -> Any:
+    return np.asarray(value, np.int32)
+
 
 INF, NAN = np.inf, np.nan
 
@@ -72,7 +81,7 @@ DEQUANTIZE = {
         "uint8",
         0.1,
         3,
-        [np.float32(-3) * np.float32(0.1), 0.0, np.float32(252) * np.float32(0.1)],
+        [f32(-3) * f32(0.1), 0.0, f32(252) * f32(0.1)],
         [0, 3, 255],
     ),
     "int8 minimum": Rule("int8", 0.5, 127, [-127.5], [-128]),
@@ -140,7 +149,7 @@ def test_requantize(name: str, carrier: Any) -> None:
     rule = REQUANTIZE[name]
     factor = np.asarray(rule.multiplier, np.float32)
     kind = QTYPES[rule.qtype]
-    codes = requantize_(np.asarray(rule.acc, carrier), factor, np.int32(rule.zero), kind, rule.axis)
+    codes = requantize_(np.asarray(rule.acc, carrier), factor, i32(rule.zero), kind, rule.axis)
     assert codes.dtype == kind.dtype
     assert codes.astype(np.int64).tolist() == rule.codes
 
@@ -161,8 +170,8 @@ def test_multiplier_rounds_the_product_and_then_the_quotient() -> None:
 )
 def test_in_place_requantize_is_requantize(acc: list[int], factor: float, zero: int) -> None:
     exact = np.asarray(acc, np.float64)
-    m = np.float32(factor)
-    expected = requantize_(exact, m, np.int32(zero), QTYPES["int8"])
+    m = f32(factor)
+    expected = requantize_(exact, m, i32(zero), QTYPES["int8"])
     for carrier in (np.float32, np.float64):
         out = np.empty(exact.shape, np.int8)
         requantize_into(out, exact.astype(carrier), m, zero, QTYPES["int8"])
@@ -179,7 +188,7 @@ def test_codes_survive_dequantize_and_quantize(name: str, scale: float, data: An
     low, high = max(kind.qmin, -(2**21)), min(kind.qmax, 2**21)
     zero = data.draw(st.integers(low, high))
     codes = np.array(data.draw(st.lists(st.integers(low, high), min_size=1))).astype(kind.dtype)
-    params = QParams(kind, np.float32(scale), np.int32(zero))
+    params = QParams(kind, f32(scale), i32(zero))
     assert same_bits(params.quantize(params.dequantize(codes)), codes)
 
 
@@ -187,7 +196,7 @@ def test_codes_survive_dequantize_and_quantize(name: str, scale: float, data: An
 def test_quantize_is_monotonic_and_in_range(name: str, scale: float, reals: list[float]) -> None:
     kind = QTYPES[name]
     x = np.sort(np.asarray(reals, np.float32))  # NaN last
-    codes = quantize(x, np.float32(scale), np.int32(0), kind).astype(np.int64)
+    codes = quantize(x, f32(scale), i32(0), kind).astype(np.int64)
     assert codes.min() >= kind.qmin and codes.max() <= kind.qmax
     assert np.all(np.diff(codes[~np.isnan(x)]) >= 0)
     assert np.all(codes[np.isnan(x)] == kind.qmin)
@@ -195,14 +204,14 @@ def test_quantize_is_monotonic_and_in_range(name: str, scale: float, reals: list
 
 @given(st.floats(-1e6, 1e6, width=32), st.floats(2.0**-10, 2.0**10, width=32))
 def test_quantize_is_the_nearest_code(real: float, scale: float) -> None:
-    x, s = np.float32(real), np.float32(scale)
-    code = int(quantize(np.array(x), s, np.int32(0), QTYPES["int32"]))
-    assert code == int(np.rint(np.float32(x / s)))
+    x, s = f32(real), f32(scale)
+    code = int(quantize(np.array(x), s, i32(0), QTYPES["int32"]))
+    assert code == int(np.rint(f32(x / s)))
 
 
 def test_saturate_leaves_its_argument_alone() -> None:
     rounded = np.array([1000.0, np.nan], np.float32)
-    saturate(rounded, np.int32(0), QTYPES["uint8"])
+    saturate(rounded, i32(0), QTYPES["uint8"])
     assert rounded[0] == 1000.0 and np.isnan(rounded[1])
 
 
@@ -231,8 +240,8 @@ def qdq_model() -> onnx.ModelProto:
 def values_with_ties(scale: float, zero: int, count: int, seed: int) -> Any:
     """Random reals, saturating ones, exact ties and their neighbours, and the special values."""
     random = np.random.default_rng(seed)
-    s = np.float32(scale)
-    spread = random.standard_normal(count // 2).astype(np.float32) * s * np.float32(100)
+    s = f32(scale)
+    spread = random.standard_normal(count // 2).astype(np.float32) * s * f32(100)
     ties = (random.integers(-300, 300, count // 4) + 0.5).astype(np.float32) * s
     near = np.nextafter(
         ties, np.where(random.random(ties.size) < 0.5, -INF, INF).astype(np.float32)
@@ -259,8 +268,8 @@ def test_a_million_values_agree_with_onnxruntime(name: str) -> None:
             x = values_with_ties(scale, zero, each, seed=index)
             s = np.array(scale, np.float32)
             theirs = by_onnxruntime(model, {"x": x, "s": s})
-            codes = quantize(x, s, np.int32(zero), kind)
-            reals = dequantize(codes, s, np.int32(zero))
+            codes = quantize(x, s, i32(zero), kind)
+            reals = dequantize(codes, s, i32(zero))
             assert same_bits(codes.astype(np.int32), theirs["codes"])
             assert same_bits(reals, theirs["y"])
             compared += codes.size
@@ -272,18 +281,18 @@ def test_a_million_values_agree_with_onnxruntime(name: str) -> None:
 
 def test_adding_the_zero_point_before_rounding_would_differ() -> None:
     """The rule of the definition matters: with an odd zero point every tie moves."""
-    x = np.arange(-20, 20, dtype=np.float32) + np.float32(0.5)
-    ours = quantize(x, np.float32(1), np.int32(101), QTYPES["uint8"]).astype(np.int64)
-    wrong = np.rint(x + np.float32(101)).astype(np.int64)
+    x = np.arange(-20, 20, dtype=np.float32) + f32(0.5)
+    ours = quantize(x, f32(1), i32(101), QTYPES["uint8"]).astype(np.int64)
+    wrong = np.rint(x + f32(101)).astype(np.int64)
     assert np.all(ours != wrong)
 
 
 def test_multiplying_by_the_reciprocal_would_differ() -> None:
-    scale = np.float32(0.0123456)
-    x = (np.arange(250, dtype=np.float32) + np.float32(0.5)) * scale
-    ours = quantize(x, scale, np.int32(0), QTYPES["uint8"]).astype(np.int64)
+    scale = f32(0.0123456)
+    x = (np.arange(250, dtype=np.float32) + f32(0.5)) * scale
+    ours = quantize(x, scale, i32(0), QTYPES["uint8"]).astype(np.int64)
     assert np.array_equal(ours, np.rint(x / scale))
-    assert np.any(ours != np.rint(x * (np.float32(1) / scale)))
+    assert np.any(ours != np.rint(x * (f32(1) / scale)))
 
 
 @pytest.mark.parametrize(
