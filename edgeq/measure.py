@@ -94,7 +94,7 @@ class Sweep:
                 comparison.add(plain, runner.run(feed), feed)
             if float_runner is not None:
                 self._measure(feed, expected, float_runner)
-                self.golden.add(feed, plain, expected)
+            self.golden.add(feed, plain, expected, share=1.0 if float_runner is None else 0.5)
             count += 1
             progress(stage, count, total)
         return comparison.verdict(), count

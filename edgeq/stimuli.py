@@ -17,16 +17,17 @@ from edgeq.errors import DataError
 from edgeq.numerics.affine import QParams
 
 KINDS = (
+    # What tells most comes first: a bundle has room for some of them only.
     "random",
-    "zeros",
+    "ties",
+    "checkerboard",
+    "sparse",
+    "ramp",
+    "outside",
     "low",
     "high",
-    "checkerboard",
     "equal",
-    "ramp",
-    "ties",
-    "sparse",
-    "outside",
+    "zeros",
 )
 
 

@@ -264,6 +264,14 @@ def test_golden_vectors_keep_runs_of_one_shape_and_a_bounded_size():
     assert kept == [True] * 4 + [False] * 5 and golden.feeds == 5
 
 
+def test_samples_leave_room_for_other_golden_runs():
+    golden = GoldenVectors([], limit=400)
+    x = f32([[0] * 10])
+    kept = [golden.add({"x": x}, {"y": x}, {}, share=0.5) for _ in range(4)]
+    assert kept == [True, True, False, False]
+    assert [golden.add({"x": x}, {"y": x}, {}) for _ in range(4)] == [True, True, True, False]
+
+
 def test_a_bundle_needs_golden_vectors():
     with pytest.raises(BundleError, match="at least one sample"):
         GoldenVectors([]).files()
