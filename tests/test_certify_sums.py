@@ -1,0 +1,142 @@
+"""Float sums are exact where a grid proves it, and unproven elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from edgeq.certify import Certificate, certify
+from edgeq.targeting import Capabilities
+
+FUSED = frozenset(
+    {"Add", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Softmax"}
+)
+ORT = Capabilities(fused=FUSED)
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def f32(*values: float) -> NDArray[np.float32]:
+    return np.array(values if len(values) != 1 else values[0], np.float32)
+
+
+def u8(value: int) -> NDArray[np.uint8]:
+    return np.array(value, np.uint8)
+
+
+def model(body: str, constants: Arrays, inputs: str, outputs: str = "float[?] y") -> ir.Model:
+    """A model of the nodes in `body`; constants become initializers, shapes are inferred."""
+    text = f'<ir_version: 10, opset_import: ["" : 21]> g ({inputs}) => ({outputs}) {{ {body} }}'
+    proto = onnx.parser.parse_model(text.replace("[?]", ""))
+    for name, array in constants.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+
+
+UNITS = "xd = DequantizeLinear(x, one, z)"
+BASE: Arrays = {"one": f32(1), "z": u8(10), "half": f32(0.5), "third": f32(1 / 3), "zy": u8(7)}
+
+
+def certificate(
+    body: str,
+    constants: Arrays | None = None,
+    inputs: str = "uint8[1,8,10,10] x",
+    capabilities: Capabilities = ORT,
+    outputs: str = "float[?] y",
+) -> Certificate:
+    return certify(model(body, {**BASE, **(constants or {})}, inputs, outputs), capabilities)
+
+
+def kinds(found: Certificate) -> list[str]:
+    return [p.kind for p in found.proofs]
+
+
+def last(found: Certificate) -> tuple[str, str]:
+    return found.proofs[-1].kind, found.proofs[-1].detail
+
+
+RNG = np.random.default_rng(0)
+W8 = RNG.integers(-127, 128, (4, 8, 3, 3)).astype(np.int8)
+
+WF = W8.astype(np.float32)
+WT = W8.transpose(1, 0, 2, 3).copy()
+BIG = np.full((4, 8, 3, 3), 2**14 + 1, np.float32)
+SUM_ROWS: list[tuple[str, str, Arrays, str, str]] = [
+    ("Conv of units", "y = Conv(xd, w)", {"w": WF}, "exact sum", "multiples of 1,"),
+    ("Conv, sum over 2**24", "y = Conv(xd, w)", {"w": BIG}, "unproven", "beyond 2**24"),
+    ("Conv off the grid", "y = Conv(xd, w)", {"w": WF * f32(0.1)}, "unproven", "no known grid"),
+    (
+        "Conv whose float weights take in a Mul",
+        "c = Conv(xd, w) y = Mul(c, third)",
+        {"w": WF},
+        "unproven",
+        "folded",
+    ),
+    (
+        "ConvTranspose with dequantized weights, then Mul",
+        "wd = DequantizeLinear(wt, one, zw) c = ConvTranspose(xd, wd) y = Mul(c, third)",
+        {"wt": WT, "zw": np.array(0, np.int8)},
+        "exact sum",
+        "multiples of 1,",
+    ),
+    (
+        "ReduceMean",
+        "y = ReduceMean(xd, hw)",
+        {"hw": np.array([2, 3])},
+        "exact sum",
+        "IEEE division",
+    ),
+    ("ReduceSum", "y = ReduceSum(xd, hw)", {"hw": np.array([2, 3])}, "exact sum", "24500 <="),
+    ("GlobalAveragePool in the tail", "y = GlobalAveragePool(xd)", {}, "exact sum", "division"),
+    ("AveragePool in the tail", "y = AveragePool<kernel_shape=[3,3]>(xd)", {}, "exact sum", "2205"),
+    (
+        "Resize by two",
+        'y = Resize<mode="linear">(xd, , by)',
+        {"by": f32(1, 1, 2, 2)},
+        "exact sum",
+        "multiples of 0.0625,",
+    ),
+    (
+        "Resize by three",
+        'y = Resize<mode="linear">(xd, , by)',
+        {"by": f32(1, 1, 3, 3)},
+        "unproven",
+        "power of two",
+    ),
+    (
+        "Resize cubic",
+        'y = Resize<mode="cubic">(xd, , by)',
+        {"by": f32(1, 1, 2, 2)},
+        "unproven",
+        "cubic",
+    ),
+    (
+        "Resize nearest",
+        'y = Resize<mode="nearest">(xd, , by)',
+        {"by": f32(1, 1, 3, 3)},
+        "data movement",
+        "copied",
+    ),
+    (
+        "a mean of values that are on no grid",
+        "m = Mul(xd, third) y = ReduceMean(m, hw)",
+        {"hw": np.array([2, 3])},
+        "unproven",
+        "no known grid",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "body", "arrays", "kind", "text"), SUM_ROWS, ids=[r[0] for r in SUM_ROWS]
+)
+def test_float_sums(rule: str, body: str, arrays: Arrays, kind: str, text: str) -> None:
+    found = certificate(f"{UNITS} {body}", arrays)
+    named = [p for p in found.proofs if text in p.detail]
+    assert [p.kind for p in named] == [kind], [(p.op_type, p.kind, p.detail) for p in found.proofs]
+    assert len(found.unproven) == (kind == "unproven")
