@@ -29,6 +29,7 @@ from edgeq.simplify import simplify_nodes
 SKIPPED = ["fuse_pad_into_conv", "fuse_pad_into_pool", "fuse_qkv"]
 WEIGHTS_SHOWN = 2**20  # bytes; above this onnxsim gets no values where weights sum up to a lot
 WEIGHTS_TOTAL = 2**29
+GROWTH = 2**24  # bytes; folding an Expand can make a small graph huge
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,6 @@ def _run_onnxsim(model: ir.Model, context: Context) -> None:
                 check_n=0,
                 skip_fuse_bn=True,
                 skipped_optimizers=SKIPPED,
-                tensor_size_threshold="16MB",
                 certify=False,
             )
         del simplified.metadata_props[:]
@@ -86,6 +86,9 @@ def _run_onnxsim(model: ir.Model, context: Context) -> None:
     except Exception as error:  # its C++ part raises what it likes; the graph is as it was
         text = f"{type(error).__name__}: {error} {said.getvalue()}".strip()
         context.notes.append(("cleanup", f"onnxsim failed, the model goes on without it: {text}"))
+        return
+    if simplified.ByteSize() > proto.ByteSize() + GROWTH:
+        context.notes.append(("cleanup", "onnxsim made large constants; its result was not used"))
         return
     foreign = sorted({n.domain for n in result.graph if n.domain} - set(model.opset_imports))
     if foreign or _interface(result) != _interface(model):

@@ -80,6 +80,49 @@ def test_a_failure_of_onnxsim_is_reported(tmp_path, monkeypatch):
     assert any("onnxsim failed" in text and "it broke" in text for _, text in ctx.notes)
 
 
+COMPUTED_PADS = """g (float[N,1,4,4] x) => (float[N,1,6,6] y) {
+  two = Constant <value = int64[1] {2}> ()
+  zeros = ConstantOfShape <value = int64[1] {0}> (two)
+  ones = Constant <value_ints = [1, 1]> ()
+  half = Concat <axis = 0> (zeros, ones)
+  pads = Concat <axis = 0> (half, half)
+  i = Identity (x)
+  p = Pad (i, pads)
+  y = Relu (p)
+}"""
+
+
+def test_constants_are_folded_without_onnxsim(tmp_path, monkeypatch):
+    import onnxsim
+
+    with_it = load_model(save(model_of(COMPUTED_PADS), tmp_path)).model
+    without = load_model(save(model_of(COMPUTED_PADS), tmp_path)).model
+    run_pipeline("cleanup", with_it, context())
+    monkeypatch.setattr(onnxsim, "simplify", None)
+    run_pipeline("cleanup", without, context())
+    assert [n.op_type for n in without.graph] == ["Pad", "Relu"]
+    x = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4)
+    assert run(with_it, x=x)[0].tobytes() == run(without, x=x)[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("rule", "nodes", "left"),
+    [
+        ("random", "y = RandomNormal <shape = [2]> ()", ["RandomNormal"]),
+        ("codes", "q = QuantizeLinear (w, s)  y = DequantizeLinear (q, s)", None),
+        ("large", "n = Constant <value = int64[1] {10000000}> ()  y = Expand (w, n)", ["Expand"]),
+    ],
+)
+def test_what_is_not_folded(tmp_path, rule, nodes, left):
+    proto = model_of(
+        f"g () => (float[M] z) <float[1] w = {{3}}, float s = {{0.5}}> {{ {nodes}  z = Relu (y) }}"
+    )
+    model = load_model(save(proto, tmp_path)).model
+    run_pipeline("cleanup", model, context())
+    left = left or ["QuantizeLinear", "DequantizeLinear"]
+    assert [n.op_type for n in model.graph] == [*left, "Relu"]
+
+
 def test_what_onnxsim_makes_is_not_trusted(tmp_path, monkeypatch):
     import onnxsim
 
