@@ -68,7 +68,8 @@ def _run_onnxsim(model: ir.Model, context: Context) -> None:
         return
     import onnxsim  # slow to import, and only this pass needs it
 
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    tensors = [v.const_value for v in model.graph.initializers.values()]
+    weights = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     proto, hidden = without_weights(model, WEIGHTS_SHOWN if weights > WEIGHTS_TOTAL else weights)
     said = io.StringIO()
     try:

@@ -123,6 +123,31 @@ def test_what_is_not_folded(tmp_path, rule, nodes, left):
     assert [n.op_type for n in model.graph] == [*left, "Relu"]
 
 
+def test_large_weights_are_not_shown_to_onnxsim(tmp_path, monkeypatch):
+    """What it does to a graph whose weights it cannot see is the same here."""
+    import importlib
+
+    import onnxsim
+
+    cleanup = importlib.import_module("edgeq.passes.cleanup")
+    seen: list[list[str]] = []
+    real = onnxsim.simplify
+
+    def simplify(proto: onnx.ModelProto, **options: Any) -> Any:
+        seen.append([tensor.name for tensor in proto.graph.initializer])
+        return real(proto, **options)
+
+    monkeypatch.setattr(onnxsim, "simplify", simplify)
+    models = [load_model(save(model_of(CONV), tmp_path)).model for _ in range(2)]
+    run_pipeline("cleanup", models[0], context())
+    monkeypatch.setattr(cleanup, "WEIGHTS_TOTAL", 0)
+    monkeypatch.setattr(cleanup, "WEIGHTS_SHOWN", 8)
+    run_pipeline("cleanup", models[1], context())
+    assert seen == [["w"], []]
+    assert to_bytes(models[0]) == to_bytes(models[1])
+    assert [v.name for v in models[1].graph.inputs] == ["x"]
+
+
 def test_what_onnxsim_makes_is_not_trusted(tmp_path, monkeypatch):
     import onnxsim
 
