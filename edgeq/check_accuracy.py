@@ -43,17 +43,24 @@ def accuracy(
         total, count = total + part, count + size
     if count == 0:
         raise CheckError(f"{path}: holds no samples")
-    figures = {metric: total / count * (100.0 if metric == "top1" else 1.0)}
+    figures = {metric: total / count}
     if metric in manifest.get("metrics", {}):
         figures[f"{metric}_host"] = float(manifest["metrics"][metric])
     return figures
 
 
 def _top1(value: NDArray[Any], label: NDArray[Any]) -> tuple[float, int]:
-    return float((value.argmax(-1) == label).sum()), label.size
+    found = value.argmax(-1)
+    if found.size != label.size:
+        raise CheckError(f"labels have shape {label.shape}, predictions {found.shape}")
+    return 100.0 * int((found.reshape(-1) == label.reshape(-1)).sum()), label.size
 
 
 def _nll(value: NDArray[Any], label: NDArray[Any]) -> tuple[float, int]:
+    if value.shape[:-1] != label.shape or label.dtype.kind not in "iu":
+        raise CheckError(f"labels are {label.dtype} {label.shape}, logits {value.shape}")
+    if label.size and not 0 <= int(label.min()) <= int(label.max()) < value.shape[-1]:
+        raise CheckError(f"labels go beyond {value.shape[-1]} classes")
     value = value - value.max(-1, keepdims=True)
     logp = value - np.log(np.exp(value).sum(-1, keepdims=True))
     picked = np.take_along_axis(logp, label[..., None].astype(np.int64), -1)
@@ -61,13 +68,19 @@ def _nll(value: NDArray[Any], label: NDArray[Any]) -> tuple[float, int]:
 
 
 def _psnr(value: NDArray[Any], label: NDArray[Any]) -> tuple[float, int]:
-    error = (np.clip(value, 0, 1) - label) ** 2
+    error = _squares(np.clip(value, 0, 1), label)
     means = np.maximum(error.reshape(len(error), -1).mean(1), 1e-30)
     return float((10 * np.log10(1 / means)).sum()), len(error)
 
 
 def _mse(value: NDArray[Any], label: NDArray[Any]) -> tuple[float, int]:
-    return float(((value - label) ** 2).sum()), label.size
+    return float(_squares(value, label).sum()), label.size
+
+
+def _squares(value: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
+    if value.shape != label.shape:
+        raise CheckError(f"labels have shape {label.shape}, outputs {value.shape}")
+    return np.square(value - label.astype(np.float64))
 
 
 _SCORES = {"top1": _top1, "nll": _nll, "psnr": _psnr, "mse": _mse}

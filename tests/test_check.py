@@ -240,6 +240,37 @@ def test_accuracy_on_the_device_stands_beside_the_hosts(bundle, tmp_path):
     assert json.loads(found.stdout)["metrics"] == {"top1": expected, "top1_host": 50.0}
 
 
+@pytest.mark.parametrize("metric", ["top1", "nll", "psnr", "mse"])
+def test_metrics_are_those_of_the_host(bundle, tmp_path, metric):
+    from edgeq.metrics import find_metric
+
+    shape = {"psnr": (40, 4), "mse": (40, 4)}.get(metric, (40,))
+    label = np.random.default_rng(2).integers(0, 4, shape)
+    arrays = evaluation(tmp_path / "e.npz", label=label if len(shape) == 1 else label / 7)
+    host = find_metric(metric)
+    (y,) = bundle.session().run(None, {"x": arrays["x"]})
+    host.update({"y": y}, None, arrays["label"])
+    result = edgeq.check(bundle, evaluation=tmp_path / "e.npz", metric=metric)
+    # Sums over batches of another size may differ in the last bits of a float64.
+    assert result.metrics[metric] == pytest.approx(host.value(), rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("metric", "label"),
+    [
+        ("top1", np.zeros((40, 2), np.int64)),
+        ("nll", np.full(40, 4)),
+        ("nll", np.zeros(40)),
+        ("psnr", np.zeros((40, 3))),
+        ("mse", np.zeros(40)),
+    ],
+)
+def test_labels_that_do_not_fit(bundle, tmp_path, metric, label):
+    evaluation(tmp_path / "e.npz", label=label)
+    with pytest.raises(edgeq.EdgeqError, match="labels"):
+        edgeq.check(bundle, evaluation=tmp_path / "e.npz", metric=metric)
+
+
 @pytest.mark.parametrize(
     ("rule", "changes", "says"),
     [
