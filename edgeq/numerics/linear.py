@@ -22,7 +22,6 @@ Finish = Callable[[slice, slice, slice, Array], None]
 _Done = Callable[[slice, slice, Array], None]
 FLOAT32_EXACT = 2**24
 INT32_MAX = 2**31 - 1
-_NARROW = 64  # columns
 
 
 def product_bound(w: Array, x_max: int, channel_axis: int = 0) -> Array:
@@ -88,11 +87,11 @@ class Bias:
         return cls(values, near, far)
 
     def add_to(self, acc: Array, channels: slice = slice(None)) -> None:
-        """Add to `acc` `(n, channels, columns)`, in place; the slice says which channels it has."""
+        """Add to `acc` `(channels, columns)`, in place; the slice says which channels it has."""
         acc += self.near[channels, None]
         (far,) = np.nonzero(self.far[channels])
         if far.size:
-            acc[:, far] = acc[:, far].astype(np.float64) + self.values[channels][far, None]
+            acc[far] = acc[far].astype(np.float64) + self.values[channels][far, None]
 
 
 def conv_weights(w: Array, groups: int) -> Array:
@@ -115,24 +114,23 @@ def conv_blocks(
         matrices: The weights, from `conv_weights`, in the dtype that carries the sums.
         layout: Where the windows lie.
         finish: Called with slices of samples, of output channels and along the first spatial
-            axis, and the accumulators `(samples, channels, rows, *rest)`, contiguous, which it
-            may destroy but not keep; the last axes may be longer than the output: what lies
-            beyond is meaningless.
+            axis, and the accumulators `(channels, samples, rows, *rest)`, contiguous, which it
+            may destroy but not keep; spatial axes may be longer than the output: what lies beyond
+            is meaningless.
     """
     groups, per_group, depth = matrices.shape
     target = planes(layout)
-    length = layout.output[0] * target.row
     depthwise = depth == len(target.taps) and groups > 1 and per_group <= 4
     work = _depthwise if depthwise else _product
-    width = max(x.shape[1] * int(np.prod(target.sizes)), groups * per_group * length)
+    width = max(x.shape[1], groups * per_group) * target.area
     samples = parts(len(x), width)
 
     def one(index: int) -> None:
         part = x[samples[index]]
 
         def done(channels: slice, rows: slice, acc: Array) -> None:
-            rest = (rows.stop - rows.start, *target.sizes[1:])
-            finish(samples[index], channels, rows, acc.reshape(*acc.shape[:2], *rest))
+            shape = (len(acc), len(part), -1, *target.sizes[1:])
+            finish(samples[index], channels, rows, acc.reshape(shape))
 
         work(deal(part, layout, zero_point), zero_point, matrices, layout, done)
 
@@ -140,8 +138,7 @@ def conv_blocks(
 
 
 def _units(codes: Array, zero_point: int, dtype: np.dtype[Any]) -> Array:
-    if codes.dtype == dtype:
-        return codes
+    """Return codes `(..., C, N, *spatial)` as units, their last axes one: `(..., C, N * area)`."""
     units = scratch("units", codes.shape, dtype)
     np.copyto(units, codes)
     if zero_point:
@@ -153,31 +150,33 @@ def _product(dealt: Array, zero_point: int, matrices: Array, layout: Windows, do
     """Windows as columns of a matrix; of a pointwise convolution the input itself."""
     groups, per_group, depth = matrices.shape
     target = planes(layout)
-    samples, channels = dealt.shape[1], dealt.shape[2] // groups
-    pointwise = len(target.taps) == 1
-    kind = matrices.dtype
+    samples, channels = dealt.shape[2], dealt.shape[1] // groups
+    everything = slice(0, layout.output[0])
+    width = max(per_group, channels) * target.row
+    # Stretches run on from one sample to the next, so only a single one is cut into rows.
+    cuts = blocks(layout.output[0], width) if samples == 1 else [everything]
     for group in range(groups):
         members = slice(group * channels, (group + 1) * channels)
         outputs = slice(group * per_group, (group + 1) * per_group)
-        units = dealt if pointwise else _units(dealt[:, :, members], zero_point, kind)
-        for rows in blocks(layout.output[0], samples * max(per_group, channels) * target.row):
-            start, stop = rows.start * target.row, rows.stop * target.row
-            if pointwise:
-                columns = _units(dealt[0, :, members, start:stop], zero_point, kind)
+        for rows in cuts:
+            if target.pointwise:
+                piece = dealt[0, members, :, rows]
+                length = valid = samples * (rows.stop - rows.start) * target.row
+                columns = _units(piece, zero_point, matrices.dtype).reshape(depth, length)
             else:
-                shape = (samples, len(target.taps), channels, stop - start)
-                columns = scratch("columns", shape, kind)
+                reach = rows.stop + target.sizes[0] - layout.output[0]
+                piece = dealt[:, members, :, rows.start : reach]
+                units = _units(piece, zero_point, matrices.dtype)
+                units = units.reshape(len(dealt), channels, -1)
+                valid = units.shape[2] - target.reach
+                length = units.shape[2]
+                columns = scratch("columns", (len(target.taps), channels, valid), matrices.dtype)
                 for tap, (plane, shift) in enumerate(target.taps):
-                    columns[:, tap] = units[plane, :, :, shift + start : shift + stop]
-                columns = columns.reshape(samples, depth, stop - start)
-            acc = scratch("acc", (samples, per_group, stop - start), kind)
-            if stop - start < _NARROW:
-                # One product for all samples: many narrow ones would read the weights anew each.
-                side = np.ascontiguousarray(columns.swapaxes(0, 1)).reshape(depth, -1)
-                wide = np.matmul(matrices[group], side).reshape(per_group, samples, -1)
-                acc[...] = wide.swapaxes(0, 1)
-            else:
-                np.matmul(matrices[group], columns, out=acc)
+                    columns[tap] = units[plane, :, shift : shift + valid]
+                columns = columns.reshape(depth, valid)
+            acc = scratch("acc", (per_group, length), matrices.dtype)
+            np.matmul(matrices[group], columns, out=acc[:, :valid])
+            acc[:, valid:] = 0
             done(outputs, rows, acc)
 
 
@@ -187,18 +186,22 @@ def _depthwise(
     """One input channel per group: shifted multiply-add, some channels at a time."""
     groups, per_group, _ = matrices.shape
     target = planes(layout)
-    samples, length = dealt.shape[1], layout.output[0] * target.row
-    for channels in blocks(groups, samples * length):
-        x = _units(dealt[:, :, channels], zero_point, matrices.dtype)
-        product = scratch("product", (samples, x.shape[2], length), matrices.dtype)
+    length = dealt.shape[2] * target.area
+    valid = length - target.reach
+    for channels in blocks(groups, length):
+        x = _units(dealt[:, channels], zero_point, matrices.dtype)
+        x = x.reshape(len(dealt), -1, length)
+        product = scratch("product", (x.shape[1], valid), matrices.dtype)
         for multiple in range(per_group):
             w = matrices[channels, multiple, :, None]
-            acc = scratch("acc", product.shape, matrices.dtype)
+            acc = scratch("acc", x.shape[1:], matrices.dtype)
+            acc[:, valid:] = 0
+            sums = acc[:, :valid]
             for tap, (plane, shift) in enumerate(target.taps):
-                stretch = x[plane, :, :, shift : shift + length]
-                np.multiply(stretch, w[:, tap], out=product if tap else acc)
+                stretch = x[plane, :, shift : shift + valid]
+                np.multiply(stretch, w[:, tap], out=product if tap else sums)
                 if tap:
-                    acc += product
+                    sums += product
             first, last = channels.start * per_group + multiple, channels.stop * per_group
             done(slice(first, last, per_group), slice(0, layout.output[0]), acc)
 
@@ -209,13 +212,18 @@ def conv(x: Array, w: Array, layout: Windows, groups: int = 1) -> Array:
     In the dtype of `x`, which must be float and that of `w`.
     """
     out = np.empty((len(x), len(w), *layout.output), x.dtype)
-    inside = tuple(slice(0, size) for size in layout.output[1:])
 
     def store(samples: slice, channels: slice, rows: slice, acc: Array) -> None:
-        out[samples, channels, rows] = at(acc, inside)
+        put(out, samples, channels, rows, acc)
 
     conv_blocks(x, 0, conv_weights(w, groups), layout, store)
     return out
+
+
+def put(out: Array, samples: slice, channels: slice, rows: slice, block: Array) -> None:
+    """Store a block of `conv_blocks` at its place in `out` `(N, O, *output)`."""
+    inside = tuple(slice(0, size) for size in (rows.stop - rows.start, *out.shape[3:]))
+    out[samples, channels, rows] = at(block, inside).swapaxes(0, 1)
 
 
 def conv_transpose(

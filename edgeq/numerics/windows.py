@@ -145,12 +145,12 @@ class Planes:
     """A padded input dealt out so that each element of a window visits one contiguous stretch.
 
     The elements that a window's element sees lie a stride apart. Dealing the input out by position
-    modulo the stride brings them together, and reading whole rows, ends included, makes them one
-    stretch of memory: long inner loops, whatever the size of the image.
+    modulo the stride brings them together, and reading on through the ends of rows and samples
+    makes them one stretch of memory: long inner loops, whatever the size of the image.
 
     Attributes:
         phases: For each plane, its position modulo the strides.
-        sizes: Spatial sizes of a plane, one row more than windows reach.
+        sizes: Spatial sizes of a plane.
         taps: For each element of the window, row-major: its plane, and where its stretch begins.
         row: Length of one step along the first spatial axis.
     """
@@ -160,13 +160,26 @@ class Planes:
     taps: tuple[tuple[int, int], ...]
     row: int
 
+    @property
+    def area(self) -> int:
+        """Elements of a plane."""
+        return self.sizes[0] * self.row
+
+    @property
+    def reach(self) -> int:
+        """The latest begin of a stretch: so much earlier must all of them end."""
+        return max(start for _, start in self.taps)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether a window has one element."""
+        return len(self.taps) == 1
+
 
 @lru_cache(maxsize=256)
 def planes(layout: Windows) -> Planes:
     """Return how to deal out an input for these windows."""
     sizes = [-(-c // s) for c, s in zip(layout.covered, layout.strides, strict=True)]
-    if layout.kernel != (1,) * len(sizes):
-        sizes[0] += 1
     steps = [int(np.prod(sizes[i + 1 :])) for i in range(len(sizes))]
     phases: dict[tuple[int, ...], int] = {}
     taps = []
@@ -179,16 +192,16 @@ def planes(layout: Windows) -> Planes:
 
 
 def deal(x: Array, layout: Windows, value: complex = 0) -> Array:
-    """Deal out `x` `(N, C, *layout.input)` as planes `(phases, N, C, elements)`.
+    """Deal out `x` `(N, C, *layout.input)` as planes `(phases, C, N, *sizes)`.
 
-    What lies outside the input is `value`. The result is `x` itself or scratch memory, valid until
-    this thread calls again.
+    What lies outside the input is `value`. The result is a view of `x` or scratch memory, valid
+    until this thread calls again.
     """
     target = planes(layout)
-    lead = x.shape[:2]
-    if target.sizes == layout.input and len(target.phases) == 1 and not layout.needs_padding:
-        return x.reshape(1, *lead, -1)
-    out = scratch("deal", (len(target.phases), *lead, *target.sizes), x.dtype)
+    x = x.swapaxes(0, 1)
+    if target.sizes == layout.input and target.pointwise and not layout.needs_padding:
+        return x[None]
+    out = scratch("deal", (len(target.phases), *x.shape[:2], *target.sizes), x.dtype)
     out.fill(value)
     for plane, phase in zip(out, target.phases, strict=True):
         source: list[slice] = []
@@ -202,4 +215,4 @@ def deal(x: Array, layout: Windows, value: complex = 0) -> Array:
             source.append(slice(start, start + (count - 1) * s + 1, s) if count else slice(0, 0))
             inside.append(slice(first, first + count))
         at(plane, tuple(inside))[...] = at(x, tuple(source))
-    return out.reshape(len(out), *lead, -1)
+    return out

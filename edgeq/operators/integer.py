@@ -21,7 +21,7 @@ from edgeq.numerics.affine import QParams
 from edgeq.numerics.parallel import blocks, for_each
 from edgeq.numerics.requantize import multiplier, requantize_into
 from edgeq.numerics.scratch import scratch
-from edgeq.numerics.windows import AutoPad, at, windows
+from edgeq.numerics.windows import AutoPad, windows
 from edgeq.operators.binding import Kernel, describe
 from edgeq.qdq import LinearGroup
 
@@ -158,15 +158,14 @@ def _conv(group: LinearGroup, finish: Finish) -> Callable[..., Array]:
     def run(x: Array) -> Array:
         layout = windows(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
         out = np.empty((len(x), len(w), *layout.output), finish.dtype)
-        inside = tuple(slice(0, size) for size in layout.output[1:])
 
         def store(samples: slice, channels: slice, rows: slice, acc: Array) -> None:
-            flat = acc.reshape(*acc.shape[:2], -1)
+            flat = acc.reshape(len(acc), -1)
             if offset is not None:
                 offset.add_to(flat, channels)
-            result = scratch("codes", acc.shape, finish.dtype)
-            finish(flat, result.reshape(flat.shape), channels)
-            out[samples, channels, rows] = at(result, inside)
+            codes = scratch("codes", acc.shape, finish.dtype)
+            finish(flat, codes.reshape(flat.shape), channels)
+            linear.put(out, samples, channels, rows, codes)
 
         linear.conv_blocks(x, zero, matrices, layout, store)
         return out
@@ -217,7 +216,7 @@ def _biased(acc: Array, bias: Array) -> Array:
     if bias.ndim == 2 and bias.shape[0] > 1:
         return acc.astype(np.float64) + bias
     per_column = np.broadcast_to(bias.reshape(-1), acc.shape[-1:])
-    linear.Bias.of(per_column, acc.dtype.type).add_to(acc[:, :, None])
+    linear.Bias.of(per_column, acc.dtype.type).add_to(acc.T)
     return acc
 
 
