@@ -35,7 +35,7 @@ LAYERS = {
     "verify": "certify verify float_proofs fused_proofs integer_proofs"
     " rules lint float_checks fusion_checks linear_checks",
     "bundle": "manifest golden report bundle evidence",
-    "compile": "compile compile_report compiled compare inspect measure opening",
+    "compile": "compile compile_report compiled compare inspect measure scores opening",
     "interface": "api",
     "commands": "commands commands.* cli __main__",
 }
