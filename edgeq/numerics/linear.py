@@ -123,7 +123,8 @@ def conv_blocks(
     depthwise = depth == len(target.taps) and groups > 1 and per_group <= 4
     work = _depthwise if depthwise else _product
     width = max(x.shape[1], groups * per_group) * target.area
-    samples = parts(len(x), width)
+    # Depthwise blocks are some channels of several samples: rows of memory as long as possible.
+    samples = parts(len(x), GRAIN // 8 if depthwise else width)
 
     def one(index: int) -> None:
         part = x[samples[index]]
@@ -221,9 +222,10 @@ def conv(x: Array, w: Array, layout: Windows, groups: int = 1) -> Array:
 
 
 def put(out: Array, samples: slice, channels: slice, rows: slice, block: Array) -> None:
-    """Store a block of `conv_blocks` at its place in `out` `(N, O, *output)`."""
+    """Store a block of `conv_blocks` at its place in `out` `(N, O, *output)`, cast to its dtype."""
     inside = tuple(slice(0, size) for size in (rows.stop - rows.start, *out.shape[3:]))
-    out[samples, channels, rows] = at(block, inside).swapaxes(0, 1)
+    source = at(block, inside).swapaxes(0, 1)
+    np.copyto(out[samples, channels, rows], source, casting="unsafe")
 
 
 def conv_transpose(

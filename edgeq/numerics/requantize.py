@@ -44,23 +44,22 @@ def requantize(
     return saturate_in_place(real, np.asarray(zero_point), qtype)
 
 
-def requantize_into(
-    out: Codes, acc: NDArray[Any], multiplier: Float32, zero_point: int, qtype: QType
-) -> None:
-    """Do the same as `requantize`, in place, for formats of 8 bits.
+def requantize_in_place(
+    acc: NDArray[Any], multiplier: Float32, zero_point: int, qtype: QType
+) -> Float32:
+    """Do the same as `requantize`, for formats of 8 bits, and return the codes held in float32.
 
     Args:
-        out: Receives the codes; the shape of `acc`.
-        acc: Exact integers held in float32, which is destroyed, or float64.
+        acc: Exact integers held in float32, which then become the result, or float64.
         multiplier: float32, broadcastable to `acc`.
         zero_point: Per tensor.
-        qtype: Format of the result.
+        qtype: Format of the result, to which the caller casts it.
     """
-    real = acc if acc.dtype == np.float32 else acc.astype(np.float32)
+    real: Float32 = acc.astype(np.float32, copy=False)
     real *= multiplier
     np.rint(real, out=real)
     low, high = np.float32(qtype.qmin - zero_point), np.float32(qtype.qmax - zero_point)
     np.clip(real, low, high, out=real)
     if zero_point:
         real += np.float32(zero_point)
-    np.copyto(out, real, casting="unsafe")
+    return real

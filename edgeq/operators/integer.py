@@ -19,8 +19,7 @@ from edgeq.graph import int_attribute, ints_attribute, string_attribute
 from edgeq.numerics import linear
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.parallel import blocks, for_each
-from edgeq.numerics.requantize import multiplier, requantize_into
-from edgeq.numerics.scratch import scratch
+from edgeq.numerics.requantize import multiplier, requantize_in_place
 from edgeq.numerics.windows import AutoPad, windows
 from edgeq.operators.binding import Kernel, describe
 from edgeq.qdq import LinearGroup
@@ -46,16 +45,15 @@ class Finish:
         """The dtype of the result."""
         return np.dtype(np.float32) if self.y is None else self.y.qtype.dtype
 
-    def __call__(self, acc: Array, out: Array, rows: slice = slice(None)) -> None:
-        """Turn `acc` `(..., rows, columns)`, which may be destroyed, into `out`.
+    def __call__(self, acc: Array, rows: slice = slice(None)) -> Array:
+        """Return what becomes of `acc` `(rows, columns)`, which may be destroyed, in float32.
 
         `rows` says which rows of `scale` these are.
         """
         scale = self.scale[rows] if len(self.scale) > 1 else self.scale
         if self.y is None:
-            np.multiply(acc.astype(np.float32, copy=False), scale, out=out)
-            return
-        requantize_into(out, acc, scale, int(self.y.zero_point), self.y.qtype)
+            return acc.astype(np.float32, copy=False) * scale
+        return requantize_in_place(acc, scale, int(self.y.zero_point), self.y.qtype)
 
 
 def integer_kernel(group: LinearGroup, *, real: bool = False) -> Kernel:
@@ -163,9 +161,8 @@ def _conv(group: LinearGroup, finish: Finish) -> Callable[..., Array]:
             flat = acc.reshape(len(acc), -1)
             if offset is not None:
                 offset.add_to(flat, channels)
-            codes = scratch("codes", acc.shape, finish.dtype)
-            finish(flat, codes.reshape(flat.shape), channels)
-            linear.put(out, samples, channels, rows, codes)
+            done = finish(flat, channels).reshape(acc.shape)
+            linear.put(out, samples, channels, rows, done)
 
         linear.conv_blocks(x, zero, matrices, layout, store)
         return out
@@ -228,7 +225,7 @@ def _finished(acc: Array, finish: Finish) -> Array:
     pieces = blocks(*shape)
 
     def one(index: int) -> None:
-        finish(source[pieces[index]], target[pieces[index]])
+        np.copyto(target[pieces[index]], finish(source[pieces[index]]), casting="unsafe")
 
     for_each(len(pieces), one)
     return out
