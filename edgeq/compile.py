@@ -27,7 +27,7 @@ from edgeq.qdq import quantized_tensors
 from edgeq.recipe import Recipe, Rule, load_recipe
 from edgeq.request import CompileOutcome, CompileRequest, Progress, silent
 from edgeq.roles import is_activation
-from edgeq.scores import score
+from edgeq.scores import check_metric, score
 from edgeq.source import Source, read_source
 from edgeq.stimuli import StimulusInput, stimuli
 from edgeq.targeting import Artifact, Target, find_target
@@ -69,6 +69,7 @@ def compile_model(request: CompileRequest, progress: Progress = silent) -> Compi
     recipe = _recipe(request)
     for step in (*parse_steps(recipe.prepare), *parse_steps(recipe.quantize)):
         make_pass(step)
+    check_metric(request)
     with stages("load"):
         source = read_source(request.model)
     context, records = _prepare(request, source, target, recipe, stages)

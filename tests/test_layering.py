@@ -27,8 +27,9 @@ LAYERS = {
     "recipe": "recipe",
     "operators": "operators operators.* float_sums",
     "simulate": "simulate stimuli fidelity",
-    "in and out": "runtime npz data load export source histogram clip_* weight_range observe"
-    " calibrate scores",
+    "in and out": "runtime npz feeds spool user_code data metrics load export source"
+    " histogram clip_* weight_range observe"
+    " calibrate",
     "targeting": "targeting",
     "passing": "passing request proofs",
     "passes!": "passes passes.* targets targets.*",
