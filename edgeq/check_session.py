@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.check_folder import Arrays, CheckError, inside
-
-PRECISION = "session.x64quantprecision"
+from edgeq.check_saturation import PRECISION, needed_options
 
 
 class Session(Protocol):
@@ -92,7 +91,7 @@ def host_facts() -> dict[str, str | int]:
 def open_session(
     folder: Path, manifest: Mapping[str, Any], *, threads: int = 1, taps: bool = False
 ) -> Session:
-    """Return a session of the artifact with the manifest's session options.
+    """Return a session of the artifact with those of the manifest's options that matter here.
 
     Args:
         folder: The bundle.
@@ -110,7 +109,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    for key, value in manifest["session_options"].items():
+    for key, value in needed_options(manifest["session_options"]).items():
         options.add_session_config_entry(key, str(value))
     model: str | bytes = str(artifact)
     if taps:

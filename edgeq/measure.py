@@ -26,7 +26,12 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Device:
-    """The lowered model on its target: with taps, and as users run it, with 1 and 2 threads."""
+    """The lowered model on its target: with taps, and as users run it.
+
+    Attributes:
+        tapped: Every quantized tensor is an output.
+        plain: With 1 thread, with 2, and with all session options of the bundle.
+    """
 
     tapped: Runner
     plain: tuple[Runner, ...]
@@ -34,8 +39,9 @@ class Device:
     @classmethod
     def load(cls, target: Target, model: ir.Model, taps: Iterable[str]) -> "Device":
         """Load all forms of `model`."""
-        plain = tuple(target.load(model, threads=threads) for threads in (1, 2))
-        return cls(target.load(model, taps=tuple(taps)), plain)
+        plain = [target.load(model, threads=threads) for threads in (1, 2)]
+        plain.append(target.load(model, threads=1, all_options=True))
+        return cls(target.load(model, taps=tuple(taps)), tuple(plain))
 
 
 class Sweep:

@@ -73,8 +73,22 @@ class Target(ABC):
         """Turn the quantized model into what is deployed."""
 
     @abstractmethod
-    def load(self, model: ir.Model, *, threads: int = 1, taps: Sequence[str] = ()) -> Runner:
-        """Load the lowered form of `model`; values named in `taps` become further outputs."""
+    def load(
+        self,
+        model: ir.Model,
+        *,
+        threads: int = 1,
+        taps: Sequence[str] = (),
+        all_options: bool = False,
+    ) -> Runner:
+        """Load the lowered form of `model`.
+
+        Args:
+            model: A quantized model, or a float one.
+            threads: Of the runtime.
+            taps: Names of values that become further outputs.
+            all_options: Set also the options that only other machines need.
+        """
 
     @abstractmethod
     def kernels(self, model: ir.Model) -> Mapping[str, int]:

@@ -3,7 +3,7 @@
 before:  y = Conv(Relu(Conv(x, w1, b1)), w2)
 after:   y = Conv(Relu(Conv(x, w1 / t, b1 / t)), w2 * t)        t > 0 per channel between them
 
-Exact in real arithmetic wherever what lies between is positively homogeneous, `f(x / t) = f(x) / t`:
+Exact in real arithmetic where all that lies between is positively homogeneous, `f(x/t) = f(x)/t`:
 Relu, LeakyRelu, PRelu and pools (Nagel et al. 2019, "Data-Free Quantization Through Weight
 Equalization and Bias Correction", section 4.1). With weights quantized per output channel, w1 does
 not care; the choice of t trades the activation's rounding against w2's. It is made by a model of
@@ -13,11 +13,10 @@ w2, the variance is proportional to
     sum over o of   (max_c a_c / t_c)^2 / 255^2 * sum_c (W[o, c] t_c)^2          activations
                   + (max_c |W[o, c]| t_c)^2 / 127^2 * sum_c p_c / t_c^2          weights
 
-Candidates are `t_c = (a_c / max a)^alpha`, and with w2's column maxima divided out; the best by this
-model is taken if it beats t = 1.
+Candidates are `t_c = sqrt(a_c / max a)`, also with powers of w2's column maxima divided out; the best
+by this model is taken if it beats t = 1.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,7 +34,9 @@ Float64 = NDArray[np.float64]
 HOMOGENEOUS = frozenset(
     {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LeakyRelu", "MaxPool", "PRelu", "Relu"}
 )
-_ALPHAS = (0.25, 0.5, 0.75, 1.0)
+# Half of the way, in decibels: with all of it, a channel whose largest value is missing from the
+# calibration set clips (measured on 17 samples: 8 dB lost with alpha = 1, 0.3 dB gained with 1/2).
+_ALPHA = 0.5
 _BETAS = (0.0, 0.25, 0.5)
 
 
@@ -57,7 +58,7 @@ class Equalize(Pass):
         gain_db: The least predicted gain for which weights are changed.
     """
 
-    floor: float = 1 / 64
+    floor: float = 1 / 8
     gain_db: float = 0.1
 
     def run(self, model: ir.Model, context: Context) -> int:
@@ -92,8 +93,8 @@ class Equalize(Pass):
         share = np.maximum(magnitude / magnitude.max(), self.floor)
         columns = np.max([m.column_max for m in matrices], axis=0)
         weight = np.maximum(columns / columns.max(), self.floor) if columns.any() else 1.0
-        for alpha, beta in itertools.product(_ALPHAS, _BETAS):
-            yield np.maximum(share**alpha / weight**beta, self.floor)
+        for beta in _BETAS:
+            yield np.maximum(share**_ALPHA / weight**beta, self.floor)
 
 
 @dataclass(frozen=True, eq=False)

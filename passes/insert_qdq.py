@@ -78,7 +78,7 @@ class _Writer:
             return
         scale, zero_point = self.parameters_of(name, qparams)
         if name in self.context.input_types and value.is_graph_input():
-            value.dtype = ir.DataType(ir.DataType.from_numpy(qparams.qtype.dtype))
+            value.type = _code_type(qparams)
             self.codes[value] = (value, qparams)
             return
         codes = self.editor.node(
@@ -116,7 +116,7 @@ class _Writer:
                 self.graph.outputs[index] = stand_in
         value.metadata_props[REAL_NAME] = value.name or ""
         value.name = self.editor.names.fresh(f"{value.name}_q")
-        value.dtype = ir.DataType.from_numpy(qparams.qtype.dtype)
+        value.type = _code_type(qparams)
         self.codes[stand_in] = (value, qparams)
 
     def _pad_with_zero_point(self, node: ir.Node, qparams: QParams) -> None:
@@ -162,6 +162,11 @@ class _Writer:
         for index, output in enumerate(self.graph.outputs):
             if output is value:
                 self.graph.outputs[index] = real
+
+
+def _code_type(qparams: QParams) -> ir.TensorType:
+    # A new type: a clone of the model shares the old one.
+    return ir.TensorType(ir.DataType.from_numpy(qparams.qtype.dtype))
 
 
 def _reads_codes(node: ir.Node) -> bool:

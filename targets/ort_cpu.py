@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeq.check_saturation import PRECISION, needed_options
 from edgeq.errors import ModelError
 from edgeq.graph import clone, to_bytes
 from edgeq.qdq import linear_group
@@ -26,7 +27,13 @@ from edgeq.targeting import Artifact, Capabilities, Feeds, Runner, Target
 INTEGER_KERNELS = MappingProxyType(
     {"Conv": "QLinearConv", "Gemm": "QGemm", "MatMul": "QLinearMatMul", "Mul": "QLinearMul"}
 )
-SESSION_OPTIONS = MappingProxyType({"session.x64quantprecision": "1"})
+SESSION_OPTIONS = MappingProxyType(
+    {
+        # ONNX Runtime would merge two pairs of Q and DQ in a row into one, and round once.
+        "session.disable_double_qdq_remover": "1",
+        PRECISION: "1",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -58,18 +65,25 @@ class OrtCpu(Target):
         """Return the QDQ model itself, serialized."""
         return Artifact({"model.onnx": to_bytes(model)})
 
-    def load(self, model: ir.Model, *, threads: int = 1, taps: Sequence[str] = ()) -> Runner:
+    def load(
+        self,
+        model: ir.Model,
+        *,
+        threads: int = 1,
+        taps: Sequence[str] = (),
+        all_options: bool = False,
+    ) -> Runner:
         """Open a session on `model` with the values in `taps` as further outputs."""
-        opened = make_session(
-            tap(model, taps) if taps else model, options=SESSION_OPTIONS, threads=threads
-        )
-        return OrtRunner(opened)
+        options = SESSION_OPTIONS if all_options else needed_options(SESSION_OPTIONS)
+        tapped = tap(model, taps) if taps else model
+        return OrtRunner(make_session(tapped, options=options, threads=threads))
 
     def kernels(self, model: ir.Model) -> Mapping[str, int]:
         """Return the operator histogram of the graph that ONNX Runtime made of `model`."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "optimized.onnx"
-            make_session(model, options=SESSION_OPTIONS, optimized_path=path, level="extended")
+            options = needed_options(SESSION_OPTIONS)
+            make_session(model, options=options, optimized_path=path, level="extended")
             optimized = onnx.load(path, load_external_data=False)
         counts = Counter(node.op_type for node in optimized.graph.node)
         return dict(sorted(counts.items()))
