@@ -32,7 +32,7 @@ class Levels:
 class Statistics:
     """What the samples showed of one value.
 
-    The channel axis is 1, or 0 for values of rank 1; a scalar is one channel. Everything is float64.
+    The channel axis is 1, or 0 for values of rank 1; a scalar is one channel. Reals are float64.
 
     Attributes:
         count: How many elements were seen.
@@ -72,15 +72,17 @@ class Observer:
         self._channels: Channels | None = None
 
     def add(self, array: NDArray[np.float32]) -> None:
-        """Take in one sample's array: any shape, all finite; empty ones say nothing.
+        """Take in one sample's array of any shape; an empty one says nothing.
 
         Raises:
-            ValueError: The number of channels differs from the samples before.
+            ValueError: An element is NaN or infinite.
         """
         if not array.size:
             return
         array = np.ascontiguousarray(array, np.float32)
-        low, high = float(array.min()), float(array.max())
+        low, high = float(array.min()), float(array.max())  # NaN if any element is
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError("NaN" if np.isnan(low) else "an infinity")
         if self._count == 0:
             self._average = (low, high)
         self._average = (
@@ -96,10 +98,12 @@ class Observer:
             self._channels = Channels(by_channel.shape[0])
         self._channels.add(by_channel)
 
-    def result(self) -> Statistics | None:
-        """Return the statistics so far; None when no element was seen."""
+    def result(self) -> Statistics:
+        """Return the statistics so far; zeros where no element was seen."""
         if self._channels is None:
-            return None
+            nothing = np.zeros(1)
+            view = self._histogram.view()
+            return Statistics(0, 0.0, 0.0, 0.0, 0.0, view, None, *([nothing] * 4))
         channels = self._channels
         return Statistics(
             count=self._count,
@@ -120,7 +124,7 @@ class Channels:
     """Extremes and sums per channel."""
 
     def __init__(self, channels: int) -> None:
-        self.count = 0
+        self.count = 0  # elements per channel
         self.low = np.full(channels, np.inf)
         self.high = np.full(channels, -np.inf)
         self.total = np.zeros(channels)
@@ -129,19 +133,26 @@ class Channels:
     def add(self, blocks: NDArray[np.float32]) -> None:
         """Take in `(channels, outer, inner)` elements.
 
-        Raises:
-            ValueError: The number of channels differs.
+        Where the number of channels changes from sample to sample (axis 1 of a sequence is its
+        length), there are no channels to tell apart: all become one.
         """
         if len(blocks) != len(self.low):
-            raise ValueError(f"{len(blocks)} channels, {len(self.low)} in the samples before")
-        axes = (1, 2)
+            self._join()
+            blocks = blocks.reshape(1, 1, -1)
         self.count += blocks[0].size
-        np.minimum(self.low, blocks.min(axes), out=self.low)
-        np.maximum(self.high, blocks.max(axes), out=self.high)
-        self.total += blocks.sum(axes, dtype=np.float64)
-        for channel, block in enumerate(blocks):  # a channel at a time: no copy of the whole
+        np.minimum(self.low, blocks.min((1, 2)), out=self.low)
+        np.maximum(self.high, blocks.max((1, 2)), out=self.high)
+        self.total += blocks.sum((1, 2), dtype=np.float64)
+        for channel, block in enumerate(blocks):  # one at a time: no float64 copy of the whole
             wide = block.astype(np.float64)
             self.squares[channel] += float(np.square(wide, out=wide).sum())
+
+    def _join(self) -> None:
+        self.count *= len(self.low)
+        self.low = self.low.min(keepdims=True)
+        self.high = self.high.max(keepdims=True)
+        self.total = self.total.sum(keepdims=True)
+        self.squares = self.squares.sum(keepdims=True)
 
 
 def channels_first(array: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -28,7 +28,8 @@ LAYERS = {
     "operators": "operators operators.* float_sums",
     "simulate": "simulate stimuli fidelity",
     "in and out": "runtime npz feeds spool user_code data metrics load export source"
-    " histogram clip_* weight_range observe"
+    " observe"
+    " histogram statistics clipping entropy weight_range"
     " calibrate",
     "targeting": "targeting",
     "passing": "passing request proofs",

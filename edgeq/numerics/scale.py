@@ -68,22 +68,22 @@ def choose_qparams(
     if spec.symmetric:
         middle = 0 if qtype.signed else (qtype.qmax + 1) // 2
         steps = min(qtype.qmax - middle, qtype.qmax if limit is None else limit)
-        scale = _scale(np.maximum(-bottom, top), steps, exact)
+        scale = _scale(np.maximum(-bottom, top) / steps, qtype, exact)
         return QParams(qtype, scale, np.full(scale.shape, middle, np.int32), axis)
-    scale = _scale(top - bottom, qtype.qmax - qtype.qmin, exact)
+    scale = _scale((top - bottom) / (qtype.qmax - qtype.qmin), qtype, exact)
     choose = _even_zero_point if exact else _zero_point
     return QParams(qtype, scale, choose(bottom, top, scale.astype(np.float64), qtype), axis)
 
 
-def _scale(width: Float64, steps: int, exact: bool) -> NDArray[np.float32]:
-    """Return the float32 scale that spreads `steps` steps over `width`, within the limits."""
-    largest = np.nextafter(np.float32(MAX_SCALE / steps), np.float32(0))
-    # Dividing first: the width of a range within float32 may exceed float32.
-    scale = np.clip(width / steps, 2.0**MIN_EXPONENT, float(largest))
+def _scale(ideal: Float64, qtype: QType, exact: bool) -> NDArray[np.float32]:
+    """Return the float32 scale nearest to `ideal` within the limits."""
+    largest = np.nextafter(np.float32(MAX_SCALE / (qtype.qmax - qtype.qmin)), np.float32(0))
+    scale = np.clip(ideal, 2.0**MIN_EXPONENT, float(largest))
     if not exact:
         return np.asarray(scale, np.float32)
     _, highest = np.frexp(np.float64(largest))
-    return np.ldexp(np.float32(1), np.minimum(nearest_exponent(scale), highest - 1))
+    exponent = np.minimum(nearest_exponent(scale), highest - 1)
+    return np.asarray(np.ldexp(np.float32(1), exponent), np.float32)
 
 
 def nearest_exponent(scale: ArrayLike) -> NDArray[np.int32]:
@@ -96,9 +96,7 @@ def nearest_exponent(scale: ArrayLike) -> NDArray[np.int32]:
     return np.asarray(exponent - (fraction < np.sqrt(0.5)), np.int32)
 
 
-def _zero_point(
-    low: Float64, high: Float64, scale: Float64, qtype: QType
-) -> NDArray[np.int32]:
+def _zero_point(low: Float64, high: Float64, scale: Float64, qtype: QType) -> NDArray[np.int32]:
     return np.asarray(np.clip(np.rint(qtype.qmin - low / scale), qtype.qmin, qtype.qmax), np.int32)
 
 
@@ -110,7 +108,8 @@ def _even_zero_point(
     first = np.clip(2 * np.floor(ideal / 2), qtype.qmin, qtype.qmax - 1)
     second = np.minimum(first + 2, qtype.qmax - 1)  # qmin is even and qmax odd in every format
     losses = [
-        np.maximum((qtype.qmin - z) * scale - low, 0) + np.maximum(high - (qtype.qmax - z) * scale, 0)
+        np.maximum((qtype.qmin - z) * scale - low, 0)
+        + np.maximum(high - (qtype.qmax - z) * scale, 0)
         for z in (first, second)
     ]
     nearer = np.abs(second - ideal) < np.abs(first - ideal)
