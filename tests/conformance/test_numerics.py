@@ -152,6 +152,9 @@ def test_requantize(name: str, carrier: Any) -> None:
     codes = requantize_(np.asarray(rule.acc, carrier), factor, i32(rule.zero), kind, rule.axis)
     assert codes.dtype == kind.dtype
     assert codes.astype(np.int64).tolist() == rule.codes
+    if kind.bits == 8 and carrier == np.float64:
+        again = requantize_in_place(np.asarray(rule.acc, carrier), factor, rule.zero, kind)
+        assert again.tolist() == rule.codes
 
 
 def test_multiplier_rounds_the_product_and_then_the_quotient() -> None:

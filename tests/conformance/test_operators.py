@@ -212,6 +212,8 @@ POOLS = (
             {"pads": [1, 1, 1, 1]},
             {"pads": [1, 1, 1, 1], "strides": [2, 2]},
             {"pads": [1, 1, 1, 1], "strides": [2, 3], "ceil_mode": 1},
+            {"pads": [1, 1, 1, 1], "strides": [3, 2], "ceil_mode": 1},
+            {"pads": [1, 0, 0, 1], "strides": [4, 4], "ceil_mode": 1},
             {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
         )
     ]
