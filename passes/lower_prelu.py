@@ -1,11 +1,10 @@
-"""Write PRelu and LeakyRelu as a product and a maximum, whose kernels are vectorised.
+"""Write PRelu and LeakyRelu in elementwise ops whose kernels are vectorised.
 
 before:  y = PRelu(x, slope)
-after:   y = Max(x, Mul(x, slope))          where every slope is at most 1
+after:   y = Add(Relu(x), Mul(Min(x, 0), slope))
 
-For `a <= 1`: if x >= 0 then `a * x <= x`, and if x < 0 then `a * x >= x`, so the maximum picks the same
-branch, and the same bits (of the two zeros either, which quantize alike). ONNX Runtime's PRelu takes
-2.6 ns an element, the pair a tenth of that.
+One side of the sum is always zero, so the sum is exact and the bits are those of PRelu (of the two
+zeros either, which quantize alike). ONNX Runtime's PRelu takes six times as long.
 """
 
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ class LowerPRelu(Pass):
         done = 0
         for node in list(model.graph):
             slope = _slope(node)
-            if slope is None or operand(node.inputs[0]) is None or (slope > 1).any():
+            if slope is None or operand(node.inputs[0]) is None:
                 continue
             _rewrite(node, slope, editor)
             done += 1
@@ -51,17 +50,21 @@ def _rewrite(node: ir.Node, slope: NDArray[np.float32], editor: Editor) -> None:
     x, output = node.inputs[0], node.outputs[0]
     assert x is not None
     name = output.name
-    scaled = editor.node(
-        "Mul",
-        [x, editor.initializer(f"{name}_slope", slope)],
-        f"{name}_scaled",
-        dtype=output.dtype,
-        shape=output.shape,
-    )
-    larger = editor.node("Max", [x, scaled], f"{name}_max", dtype=output.dtype, shape=output.shape)
-    editor.insert_before(node, [scaled, larger])
+    zero = editor.initializer(f"{name}_zero", np.float32(0))
+    slopes = editor.initializer(f"{name}_slope", slope)
+
+    def make(op_type: str, inputs: list[ir.Value], suffix: str) -> ir.Value:
+        return editor.node(
+            op_type, inputs, f"{name}_{suffix}", dtype=output.dtype, shape=output.shape
+        )
+
+    above = make("Relu", [x], "above")
+    below = make("Min", [x, zero], "below")
+    scaled = make("Mul", [below, slopes], "scaled")
+    joined = make("Add", [above, scaled], "joined")
+    editor.insert_before(node, [above, below, scaled, joined])
     for reader, index in list(output.uses()):
-        reader.replace_input_with(index, larger)
+        reader.replace_input_with(index, joined)
     if output.is_graph_output():
-        take_output(output, larger)
+        take_output(output, joined)
     editor.graph.remove(node, safe=True)
