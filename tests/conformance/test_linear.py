@@ -160,17 +160,19 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.Monk
 
 
 def test_nothing_is_read_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reused memory holds anything; NaN among it must neither show nor warn when it is cast."""
+    """Reused memory holds anything; the largest float must neither show nor overflow."""
 
     def poisoned(use: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 77, dtype)
+        return np.full(shape, 3e38 if np.dtype(dtype).kind == "f" else 77, dtype)
 
     random = np.random.default_rng(5)
     x = random.integers(0, 256, (3, 4, 9, 8)).astype(np.uint8)
     for group in (1, 4):
         w = random.integers(-127, 128, (4, 4 // group, 3, 3)).astype(np.int8)
         attributes = {"pads": [1, 0, 2, 1], "strides": [2, 1], "group": group}
-        simulator = Simulator(linear_model("Conv", x.shape, w, attributes=attributes, x_zero=7))
+        scales: dict[str, Any] = {"x_scale": 1.0, "w_scale": 1.0, "y": (0.1, 3)}  # M above 1
+        model = linear_model("Conv", x.shape, w, attributes=attributes, x_zero=7, **scales)
+        simulator = Simulator(model)
         clean = simulator.run({"x": x})["y"]
         with monkeypatch.context() as patch:
             patch.setattr("edgeq.numerics.linear.scratch", poisoned)
