@@ -7,6 +7,7 @@ with the number of samples. Everything is held against the model's inputs on the
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
@@ -285,9 +286,10 @@ class NpzSamples(Samples):
         specs = {spec.name: spec for spec in self._inputs}
         names = [*specs, LABEL] if self._label else list(specs)
         for path in self._files:
-            with NpzFile(path) as file:
-                columns = zip(*(file.rows(name) for name in names), strict=True)
-                for index, values in enumerate(columns):
+            with NpzFile(path) as file, ExitStack() as stack:
+                # Rows that are not read to the end would keep the file open.
+                columns = [stack.enter_context(closing(file.rows(name))) for name in names]
+                for index, values in enumerate(zip(*columns, strict=True)):
                     row = dict(zip(names, values, strict=True))
                     for name, value in row.items():
                         where = f"{path}: array {name!r}, sample {index}"

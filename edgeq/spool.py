@@ -5,6 +5,7 @@ after another: memory is for one feed.
 """
 
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,8 +30,8 @@ class Spool:
         """Open an empty spool for feeds with the arrays `names`."""
         self.count = 0
         self._names = tuple(names)
-        # Unnamed, closed with its owner: there is no block that it could be opened in.
-        self._file = tempfile.TemporaryFile(prefix="edgeq-")  # noqa: SIM115
+        self._file = tempfile.TemporaryFile(prefix="edgeq-")  # noqa: SIM115  # lives with its owner
+        weakref.finalize(self, self._file.close)
         self._end = 0
 
     def add(self, feed: dict[str, Array], label: Array | None) -> None:
