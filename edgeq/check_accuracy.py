@@ -80,7 +80,7 @@ def _mse(value: NDArray[Any], label: NDArray[Any]) -> tuple[float, int]:
 def _squares(value: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
     if value.shape != label.shape:
         raise CheckError(f"labels have shape {label.shape}, outputs {value.shape}")
-    return np.square(value - label.astype(np.float64))
+    return np.asarray(np.square(value - label.astype(np.float64)), np.float64)
 
 
 _SCORES = {"top1": _top1, "nll": _nll, "psnr": _psnr, "mse": _mse}

@@ -1,7 +1,8 @@
 """Two models side by side, on the simulator: SQNR, off-by-N and the first difference per tensor.
 
-Tensors meet by the name that they had in the float model: the input of a QuantizeLinear stands for
-its codes.
+Tensors meet by the name that they had in the float model; the input of a QuantizeLinear stands for
+its codes. Where passes rescaled channels (`equalize`), a tensor differs from the original by
+those factors; a bundle's report compares with the rescaled float model instead.
 """
 
 from collections.abc import Iterable, Mapping
@@ -118,17 +119,21 @@ def compare_models(
 
 
 def _tensors(model: ir.Model) -> dict[str, _Tensor]:
-    """Return the comparable tensors by their float names, in graph order."""
+    """Return the comparable tensors by their float names, in graph order.
+
+    Inside a model that edgeq quantized, floats may be units or rescaled: only its codes, which say
+    what they stand for, and its outputs are comparable.
+    """
     found: dict[str, _Tensor] = {}
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.name or value.name in model.graph.initializers:
-                continue
-            real, qparams = _real(node, value)
-            if qparams is not None:
-                found[real] = _Tensor(value.name, qparams)
-            elif value.dtype in (None, ir.DataType.FLOAT):
-                found.setdefault(value.name, _Tensor(value.name, None))
+    values = [(node, value) for node in model.graph for value in node.outputs if value.name]
+    ours = any(REAL_NAME in value.metadata_props for _, value in values)
+    for node, value in values:
+        name = str(value.name)
+        real, qparams = _real(node, value)
+        if qparams is not None:
+            found[real] = _Tensor(name, qparams)
+        elif value.dtype in (None, ir.DataType.FLOAT) and (not ours or value.is_graph_output()):
+            found.setdefault(name, _Tensor(name, None))
     return found
 
 

@@ -11,7 +11,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -108,7 +108,7 @@ class NpzFile:
         with self._open(name) as stream:
             return self._header(name, stream)
 
-    def rows(self, name: str) -> Iterator[NDArray[Any]]:
+    def rows(self, name: str) -> Generator[NDArray[Any], None, None]:
         """Yield the rows of the array `name`, shape `header.shape[1:]`; read-only.
 
         Raises:

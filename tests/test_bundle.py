@@ -42,6 +42,11 @@ FILES = {
 }
 
 
+def load(path):
+    with np.load(path, allow_pickle=False) as data:
+        return dict(data)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -74,7 +79,7 @@ def test_the_manifest_survives_reading(bundle):
 
 
 def test_the_session_gives_the_golden_outputs(bundle):
-    golden = {n: np.load(bundle.path / "golden" / f"{n}.npz") for n in ("inputs", "outputs")}
+    golden = {n: load(bundle.path / "golden" / f"{n}.npz") for n in ("inputs", "outputs")}
     (y,) = bundle.session(threads=2).run(None, {"x": golden["inputs"]["x"]})
     assert y.tobytes() == golden["outputs"]["y"].tobytes() and y.size == 40
 
@@ -249,7 +254,7 @@ def test_npz_bytes_are_fixed_and_hold_no_pickle():
     assert data == npz_bytes(arrays)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
-    loaded = np.load(io.BytesIO(data), allow_pickle=False)
+    loaded = load(io.BytesIO(data))
     assert loaded["a/b"].tolist() == [[0, 1, 2], [3, 4, 5]] and loaded["s"].shape == ()
     with pytest.raises(BundleError, match="pickle"):
         npz_bytes({"a": np.array([{}], object)})
@@ -322,8 +327,8 @@ def test_evidence_holds_what_it_takes_to_see_it_again(tmp_path):
         "tensor": "t/1", "sample": 0, "index": [2], "expected": "0", "actual": "7",
         "expected_bits": "00", "actual_bits": "07",
     }  # fmt: skip
-    assert np.load(path / "inputs.npz")["x"] == np.float32(1.5)
-    assert np.load(path / "actual.npz")["t/1"].tolist() == [0, 0, 7, 0]
+    assert load(path / "inputs.npz")["x"] == np.float32(1.5)
+    assert load(path / "actual.npz")["t/1"].tolist() == [0, 0, 7, 0]
     assert (path / "model.onnx").read_bytes() == b"m"
 
 

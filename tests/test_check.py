@@ -17,6 +17,11 @@ from edgeq.check_session import extra_outputs, version_notes
 from edgeq.golden import npz_bytes
 
 
+def load(path):
+    with np.load(path) as data:
+        return dict(data)
+
+
 def run(bundle, *arguments):
     """Run check.py isolated: neither the folder, nor PYTHONPATH, nor edgeq can be imported."""
     command = [sys.executable, "-I", str(bundle.path / "check.py"), *arguments]
@@ -93,7 +98,7 @@ def refresh(bundle, name):
 
 def test_one_differing_bit_is_named_with_index_and_both_values(bundle):
     path = bundle.path / "golden" / "outputs.npz"
-    arrays = dict(np.load(path))
+    arrays = load(path)
     arrays["y"][3, 2] = np.nextafter(arrays["y"][3, 2], np.float32(np.inf))
     path.write_bytes(npz_bytes(arrays))
     refresh(bundle, "golden/outputs.npz")
@@ -110,7 +115,7 @@ def test_one_differing_bit_is_named_with_index_and_both_values(bundle):
 
 def test_a_negative_zero_is_not_a_zero(bundle):
     path = bundle.path / "golden" / "outputs.npz"
-    arrays = dict(np.load(path))
+    arrays = load(path)
     zeros = np.flatnonzero(arrays["y"] == 0)
     assert len(zeros) > 0
     arrays["y"].reshape(-1)[zeros[0]] = -0.0
@@ -121,7 +126,7 @@ def test_a_negative_zero_is_not_a_zero(bundle):
 
 def test_a_tap_that_differs_is_named_only_with_taps(bundle):
     path = bundle.path / "golden" / "taps.npz"
-    arrays = dict(np.load(path))
+    arrays = load(path)
     arrays["digests"] = np.array(arrays["digests"])
     arrays["digests"][1, 4, 0] ^= 1
     path.write_bytes(npz_bytes(arrays))
@@ -249,7 +254,7 @@ def test_metrics_are_those_of_the_host(bundle, tmp_path, metric):
     arrays = evaluation(tmp_path / "e.npz", label=label if len(shape) == 1 else label / 7)
     host = find_metric(metric)
     (y,) = bundle.session().run(None, {"x": arrays["x"]})
-    host.update({"y": y}, None, arrays["label"])
+    host.update({"y": y}, {"y": y}, arrays["label"])
     result = edgeq.check(bundle, evaluation=tmp_path / "e.npz", metric=metric)
     # Sums over batches of another size may differ in the last bits of a float64.
     assert result.metrics[metric] == pytest.approx(host.value(), rel=1e-13)

@@ -20,6 +20,11 @@ ROOT = Path(__file__).parent.parent
 FILES = {"check.py", "golden", "manifest.json", "model.onnx", "report.html", "report.json"}
 
 
+def load(path):
+    with np.load(path) as data:
+        return dict(data)
+
+
 def run(*arguments):
     """Run a command in this process."""
     result = CliRunner().invoke(app, [str(a) for a in arguments])
@@ -98,8 +103,8 @@ def test_simulate_a_bundle_gives_its_golden_outputs(bundle, tmp_path):
     inputs, output = bundle.path / "golden" / "inputs.npz", tmp_path / "y.npz"
     found = run("simulate", bundle.path, "--inputs", inputs, "-o", output, "--taps", "conv_q,fc_q")
     assert found.exit_code == 0, found.output
-    arrays = np.load(output)
-    golden = np.load(bundle.path / "golden" / "outputs.npz")
+    arrays = load(output)
+    golden = load(bundle.path / "golden" / "outputs.npz")
     assert sorted(arrays) == ["conv_q", "fc_q", "y"]
     assert arrays["y"].tobytes() == golden["y"].tobytes() and arrays["y"].shape == (10, 4)
     assert arrays["conv_q"].shape == (10, 3, 3, 3)
@@ -108,7 +113,7 @@ def test_simulate_a_bundle_gives_its_golden_outputs(bundle, tmp_path):
     found = run(
         "simulate", bundle.path, "--inputs", inputs, "-o", output, "--taps", "all", "--force"
     )
-    assert found.exit_code == 0 and {"x_q", "x_dq", "conv", "y"} <= set(np.load(output))
+    assert found.exit_code == 0 and {"x_q", "x_dq", "conv", "y"} <= set(load(output))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "y.npz"]
 
 
@@ -162,8 +167,12 @@ def test_compare_sees_another_weight(bundle, tmp_path):
 
 
 def test_lint(bundle):
-    assert run("lint", bundle.artifact).exit_code in (0, 1)
-    assert "findings" in json.loads(run("lint", bundle.artifact, "--json").stdout)
+    found = run("lint", bundle.artifact, "--json")
+    rules = [finding["rule"] for finding in json.loads(found.stdout)["findings"]]
+    assert found.exit_code == 1 and set(rules) == {"x64quantprecision"}
+    assert "session.x64quantprecision=1" in run("lint", bundle.artifact).stdout
+    found = run("lint", bundle.path)  # the bundle sets the option
+    assert found.exit_code == 0 and found.stdout == "no rule is broken\n"
 
 
 # Printing.

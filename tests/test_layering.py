@@ -47,7 +47,7 @@ OWNERS = {
     "torch": {"edgeq.export"},
     "onnxscript": {"edgeq.export"},
     "tvm": set(),
-    "onnxruntime": {"edgeq.runtime", "edgeq.check_session"},
+    "onnxruntime": {"edgeq.runtime", "edgeq.check_session", "edgeq.check_saturation"},
     "onnxsim": {"edgeq.passes.cleanup"},
 }
 

@@ -99,18 +99,22 @@ def compare(
 
 
 def lint(
-    model: Annotated[Path, typer.Argument(help="Any QDQ model.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="Any QDQ model, or bundle.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
     """Hold the rules that keep bits the same on every CPU against any QDQ model."""
+    from edgeq.bundle import open_bundle
     from edgeq.lint import lint as find
     from edgeq.lint import to_text
     from edgeq.opening import open_model
+    from edgeq.targeting import Capabilities
 
-    findings = find(open_model(model))
+    # What a session option remedies is no finding where a bundle sets the option.
+    options = open_bundle(model).manifest.session_options if Path(model).is_dir() else {}
+    findings = find(open_model(model), Capabilities(session_options=options))
     if as_json:
         entries = [finding.as_json() for finding in findings]
-        print_json({"model": str(model), "findings": entries})
+        print_json({"model": model, "findings": entries})
     else:
         print(to_text(findings) or "no rule is broken")
     raise typer.Exit(1 if findings else 0)
