@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq import spool
 from edgeq.data import InputSpec, open_samples
 from edgeq.errors import DataError
 
@@ -226,6 +225,6 @@ def test_a_full_disk_is_said(monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(spool.npy, "write_array", full)
+    monkeypatch.setattr("edgeq.spool.npy.write_array", full)
     with pytest.raises(DataError, match=r"No space left on device.*set TMPDIR"):
         open_samples(iter([{"x": XS[:1]}]), inputs=[X])

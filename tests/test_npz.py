@@ -25,9 +25,9 @@ def write(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_
     return path
 
 
-def record(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
+def record(array: np.ndarray | np.generic, version: tuple[int, int] | None = None) -> bytes:
     stream = io.BytesIO()
-    npy.write_array(stream, array, version=version, allow_pickle=False)
+    npy.write_array(stream, np.asarray(array), version=version, allow_pickle=False)
     return stream.getvalue()
 
 

@@ -1,0 +1,116 @@
+"""The figures of a compilation are those of its bundle, run over the evaluation data."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeq.compile import compile_model
+from edgeq.errors import DataError, UnknownNameError
+from edgeq.request import CompileRequest
+
+RNG = np.random.default_rng(3)
+CALIBRATION = RNG.normal(size=(12, 6)).astype(np.float32)
+EVALUATION = RNG.normal(size=(20, 6)).astype(np.float32)
+LABEL = RNG.integers(0, 4, 20)
+
+
+def model() -> onnx.ModelProto:
+    """Two layers, both of them outputs."""
+    weights = {"v": (6, 8), "w": (8, 4), "b": (8,), "c": (4,)}
+    tensors = [
+        numpy_helper.from_array(RNG.normal(size=shape).astype(np.float32), name)
+        for name, shape in weights.items()
+    ]
+    nodes = [
+        helper.make_node("Gemm", ["x", "v", "b"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["features"], name="relu"),
+        helper.make_node("Gemm", ["features", "w", "c"], ["logits"], name="second"),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size])
+        for name, size in (("x", 6), ("logits", 4), ("features", 8))
+    ]
+    graph = helper.make_graph(nodes, "two", values[:1], values[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+MODEL = model()
+
+
+def save(folder: Path) -> dict[str, Path]:
+    paths = {name: folder / f"{name}.npz" for name in ("calibration", "evaluation", "bare")}
+    np.savez(paths["calibration"], x=CALIBRATION)
+    np.savez(paths["evaluation"], x=EVALUATION, label=LABEL)
+    np.savez(paths["bare"], x=EVALUATION)
+    return paths
+
+
+def run(data: bytes | str, x: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    rows = [session.run(["logits", "features"], {"x": x[i : i + 1]}) for i in range(len(x))]
+    return [np.concatenate(column) for column in zip(*rows, strict=True)]
+
+
+def sqnr(real: np.ndarray, found: np.ndarray) -> float:
+    noise = ((found.astype(np.float64) - real) ** 2).sum()
+    return float(10 * np.log10((real.astype(np.float64) ** 2).sum() / noise))
+
+
+def deployed(folder: Path) -> str:
+    (path,) = folder.glob("*.onnx")
+    return str(path)
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_figures_are_those_of_the_bundle(tmp_path, evaluated):
+    paths = save(tmp_path)
+    request = CompileRequest(
+        model=MODEL, target="ort-cpu", calibration=paths["calibration"], output=tmp_path / "b",
+        evaluation=paths["evaluation"] if evaluated else None,
+        metric="top1" if evaluated else None,
+    )  # fmt: skip
+    metrics = dict(compile_model(request).metrics)
+    x = EVALUATION if evaluated else CALIBRATION
+    real, found = run(MODEL.SerializeToString(), x), run(deployed(tmp_path / "b"), x)
+    expected = {"sqnr_db": sqnr(real[0], found[0]), "sqnr_db_features": sqnr(real[1], found[1])}
+    if evaluated:
+        expected["top1"] = 100 * float(np.mean(found[0].argmax(-1) == LABEL))
+        expected["top1_float"] = 100 * float(np.mean(real[0].argmax(-1) == LABEL))
+    assert list(metrics) == list(expected)
+    for name, value in expected.items():
+        assert abs(metrics[name] - value) < 1e-6, name
+    assert 20 < metrics["sqnr_db"] < 80
+
+
+def test_sqnr_has_no_float_figure(tmp_path):
+    request = CompileRequest(
+        model=MODEL, target="ort-cpu", calibration=[{"x": CALIBRATION}], output=tmp_path / "b",
+        evaluation=({"x": row[None]} for row in EVALUATION), metric="sqnr",
+    )  # fmt: skip
+    metrics = compile_model(request).metrics
+    assert list(metrics) == ["sqnr_db", "sqnr_db_features", "sqnr"]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "metric", "error", "complaint"),
+    [
+        (None, "top1", DataError, "metric top1: there are no evaluation data"),
+        (None, "top", UnknownNameError, "no metric 'top'"),
+        ("bare", "top1", DataError, "metric top1: the evaluation data have no array 'label'"),
+        ("calibration", "nll", DataError, "metric nll: the evaluation data have no array"),
+        ("evaluation", "psnr", DataError, "metric psnr: label has shape"),
+    ],
+)
+def test_what_cannot_be_scored(tmp_path, evaluation, metric, error, complaint):
+    paths = save(tmp_path)
+    request = CompileRequest(
+        model=MODEL, target="ort-cpu", calibration=paths["calibration"], output=tmp_path / "b",
+        evaluation=None if evaluation is None else paths[evaluation], metric=metric,
+    )  # fmt: skip
+    with pytest.raises(error, match=complaint):
+        compile_model(request)
+    assert not (tmp_path / "b").exists()
