@@ -89,6 +89,7 @@ def squared_errors(statistics: Statistics, qparams: QParams) -> Float64:
         return _exact_errors(statistics.levels, qparams)
     histogram = statistics.histogram
     used = np.flatnonzero(histogram.counts)
+    counts = histogram.counts[used].astype(np.float64)
     scale = qparams.scale.astype(np.float64)
     first = (qparams.qtype.qmin - qparams.zero_point).astype(np.float64)
     last = (qparams.qtype.qmax - qparams.zero_point).astype(np.float64)
@@ -100,7 +101,8 @@ def squared_errors(statistics: Statistics, qparams: QParams) -> Float64:
         inside = _integral(histogram.edges[used + 1] / s, a, b)
         inside -= _integral(histogram.edges[used] / s, a, b)
         # Over a bin of `width / s` steps, in squared steps.
-        errors[part] = (inside @ histogram.counts[used]) * scale[part] ** 3 / histogram.width
+        sums = np.einsum("ij,j->i", inside, counts)  # no BLAS: its sums depend on its threads
+        errors[part] = sums * scale[part] ** 3 / histogram.width
     return errors
 
 
@@ -122,5 +124,5 @@ def _exact_errors(levels: Levels, qparams: QParams) -> Float64:
     for place, (scale, zero) in enumerate(zip(qparams.scale, qparams.zero_point, strict=True)):
         codes = quantize(levels.values, scale, zero, qparams.qtype).astype(np.float64)
         difference = (codes - float(zero)) * float(scale) - exact
-        errors[place] = (difference * difference) @ levels.counts
+        errors[place] = (difference * difference * levels.counts).sum()
     return errors

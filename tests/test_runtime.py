@@ -1,0 +1,83 @@
+"""Sessions on ONNX Runtime: what they take, what they say, and that they print nothing."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import edgeq.runtime
+from edgeq.errors import ModelError
+from edgeq.graph import to_bytes
+from edgeq.runtime import LEVELS, make_session, run, save_large
+
+X = np.random.default_rng(0).normal(size=(2, 2, 5, 5)).astype(np.float32)
+
+
+def test_model_and_bytes_give_the_same_bits(tiny_float):
+    model = ir.from_proto(tiny_float)
+    expected = run(make_session(model), {"x": X})
+    assert list(expected) == ["y"] and expected["y"].shape == (2, 4)
+    found = run(make_session(to_bytes(model), threads=2), {"x": X})
+    assert found["y"].tobytes() == expected["y"].tobytes()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_levels_and_the_optimized_model(tiny_float, tmp_path, level, capfd):
+    path = tmp_path / "optimized.onnx"
+    session = make_session(ir.from_proto(tiny_float), level=level, optimized_path=path)
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert ("Relu" in kinds) == (level in ("none", "basic"))
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_options_reach_onnxruntime(tiny_float):
+    settings = {"session.x64quantprecision": "1"}
+    session = make_session(ir.from_proto(tiny_float), options=settings)
+    options = session.get_session_options()
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"
+
+
+def test_unused_and_listed_initializers_print_nothing(capfd):
+    """ONNX Runtime warns of both, one line each."""
+    weight = numpy_helper.from_array(np.ones(3, np.float32), "w")
+    unused = numpy_helper.from_array(np.ones(3, np.float32), "unused")
+    infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [3]) for n in ("x", "w", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])], "g", infos[:2], infos[2:], [weight, unused]
+    )
+    opset = [helper.make_opsetid("", 21)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+    session = make_session(model.SerializeToString())
+    assert run(session, {"x": np.ones(3, np.float32)})["y"].tolist() == [2, 2, 2]
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize("junk", [b"", b"not a model"])
+def test_what_is_no_model(junk, capfd):
+    with pytest.raises(ModelError, match="ONNX Runtime cannot open the model"):
+        make_session(junk)
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_large_models_pass_through_a_folder(tiny_float, monkeypatch, tmp_path):
+    model = ir.from_proto(tiny_float)
+    expected = run(make_session(model), {"x": X})["y"]
+    before = to_bytes(model)
+    folders = []
+
+    def remember(model, path):
+        save_large(model, path)
+        assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.name}.data"}
+        folders.append(path.parent)
+
+    monkeypatch.setattr(edgeq.runtime, "MESSAGE_LIMIT", 100)
+    monkeypatch.setattr(edgeq.runtime, "save_large", remember)
+    found = run(make_session(model), {"x": X})["y"]
+    assert found.tobytes() == expected.tobytes()
+    assert len(folders) == 1 and not folders[0].exists()
+    assert to_bytes(model) == before
