@@ -31,7 +31,14 @@ from edgeq.report import Report, render_html, render_json
 from edgeq.targeting import Artifact
 
 # In the order in which the bundle's check.py holds them: a file after those that it imports.
-CHECK_SOURCES = ("check_folder", "check_saturation", "check_session", "check_bits", "check_accuracy", "check")
+CHECK_SOURCES = (
+    "check_folder",
+    "check_saturation",
+    "check_session",
+    "check_bits",
+    "check_accuracy",
+    "check",
+)
 Arrays = Mapping[str, NDArray[Any]]
 
 

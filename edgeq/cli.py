@@ -36,6 +36,10 @@ class Commands(TyperGroup):
         except EdgeqError as error:
             _show_traceback(ctx)
             _fail(str(error), error.exit_status)
+        except BrokenPipeError:
+            # `edgeq inspect MODEL | head`: nobody reads on. Nothing more may be written at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(0) from None
         except MemoryError:
             _show_traceback(ctx)
             _fail("out of memory: use fewer samples or a smaller model", 2)

@@ -140,6 +140,15 @@ def test_inspect(bundle, folder):
     assert plain["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 2, 5, 5]}]
 
 
+def test_a_reader_that_stops_is_no_error(bundle):
+    command = f"{sys.executable} -m edgeq inspect {bundle.path} | head -1"
+    found = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert found.stdout == "bundle for ort-cpu, recipe int8\n" and found.stderr == ""
+
+
 def test_compare_a_model_with_itself(bundle):
     inputs = bundle.path / "golden" / "inputs.npz"
     found = run("compare", bundle.path, bundle.artifact, "--inputs", inputs, "--json")
