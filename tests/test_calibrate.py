@@ -47,7 +47,7 @@ def as_bytes(calibration: Calibration) -> dict[str, tuple[bytes, ...]]:
 
 
 @pytest.fixture
-def model(tiny_float) -> ir.Model:
+def model(tiny_float):
     return ir.from_proto(tiny_float)
 
 
@@ -177,7 +177,7 @@ def test_memory_does_not_grow_with_samples(model):
 
     few, many = peak(10), peak(100)
     assert few > 64 * 64 * 4 * 2
-    assert many < 1.05 * few + 4096
+    assert many < 1.1 * few  # what Python has yet to collect; one array kept is ten times that
 
 
 def model_without_tail(model: ir.Model) -> ir.Model:

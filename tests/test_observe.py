@@ -100,8 +100,8 @@ def test_edge_cases(rule, values, bins, zeros):
     view = growing.view()
     assert (view.total, view.zeros) == (len(values), zeros)
     assert bins is None or len(view.counts) == bins
-    assert view.edges[0] <= min([0, *np.float32(values)])
-    assert view.edges[-1] > max([0, *np.float32(values)])
+    assert view.edges[0] <= min([0.0, *np.array(values, np.float32)])
+    assert view.edges[-1] > max([0.0, *np.array(values, np.float32)])
 
 
 # --- statistics
@@ -195,7 +195,7 @@ def test_every_observer_decides(observer, scale, symmetric, rule, values, usable
     assert np.isfinite([low, high]).all() and low <= 0 <= high
     qparams = choose_qparams(low, high, spec)
     if usable:
-        assert mean_square_error(np.float32(values), low, high, spec) <= np.square(values).mean()
+        assert mean_square_error(np.array(values, np.float32), low, high, spec) <= np.square(values).mean()
         assert qparams.range[0] < qparams.range[1]
 
 
