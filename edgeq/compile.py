@@ -27,7 +27,7 @@ from edgeq.qdq import quantized_tensors
 from edgeq.recipe import Recipe, Rule, load_recipe
 from edgeq.request import CompileOutcome, CompileRequest, Progress, silent
 from edgeq.roles import is_activation
-from edgeq.scores import check_metric, score
+from edgeq.scores import check_evaluation, check_metric, score
 from edgeq.source import Source, read_source
 from edgeq.stimuli import StimulusInput, stimuli
 from edgeq.targeting import Artifact, Target, find_target
@@ -101,6 +101,7 @@ def _prepare(
         inputs=input_specs(model, request.input_types),
         limit=request.samples,
     )
+    check_evaluation(request, model)
     context = Context(
         recipe=recipe,
         capabilities=target.capabilities,

@@ -119,7 +119,6 @@ class NpzFile:
             for index in range(header.shape[0]):
                 data = self._read(name, stream, header.row_bytes, f"sample {index}")
                 yield np.frombuffer(data, header.dtype).reshape(header.shape[1:])
-            self._read(name, stream, 0, "its end")
 
     def _open(self, name: str) -> IO[bytes]:
         if name not in self.names:
@@ -159,7 +158,7 @@ class NpzFile:
         return header
 
     def _read(self, name: str, stream: IO[bytes], size: int, where: str) -> bytes:
-        """Read exactly `size` bytes; at the end of the member its checksum is compared."""
+        """Read exactly `size` bytes; zipfile compares the checksum with the member's last byte."""
         try:
             data = stream.read(size)
             if len(data) != size:

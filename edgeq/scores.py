@@ -4,6 +4,7 @@ The evaluation data go through both in one stream; without such data the figures
 calibration samples, which the verification has measured.
 """
 
+import os
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,20 @@ def check_metric(request: CompileRequest) -> None:
         raise DataError(
             f"metric {request.metric}: there are no evaluation data; give --evaluation DATA"
         )
+
+
+def check_evaluation(request: CompileRequest, model: ir.Model) -> None:
+    """Hold the first sample of evaluation data in files against the model, before long work.
+
+    Raises:
+        DataError: The data cannot be read, do not fit the model, or lack the metric's label.
+    """
+    if not isinstance(request.evaluation, (str, os.PathLike)):
+        return
+    samples = open_samples(request.evaluation, inputs=input_specs(model, request.input_types))
+    _, label = next(samples.labelled())
+    if label is None and request.metric is not None and find_metric(request.metric).needs_label:
+        raise DataError(f"metric {request.metric}: {request.evaluation} has no array 'label'")
 
 
 class _Pair:

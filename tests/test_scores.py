@@ -42,7 +42,7 @@ MODEL = model()
 
 
 def save(folder: Path) -> dict[str, Path]:
-    paths = {name: folder / f"{name}.npz" for name in ("calibration", "evaluation", "bare")}
+    paths = {name: folder / f"{name}.npz" for name in ("calibration", "evaluation", "bare", "gone")}
     np.savez(paths["calibration"], x=CALIBRATION)
     np.savez(paths["evaluation"], x=EVALUATION, label=LABEL)
     np.savez(paths["bare"], x=EVALUATION)
@@ -100,8 +100,9 @@ def test_sqnr_has_no_float_figure(tmp_path):
     [
         (None, "top1", DataError, "metric top1: there are no evaluation data"),
         (None, "top", UnknownNameError, "no metric 'top'"),
-        ("bare", "top1", DataError, "metric top1: the evaluation data have no array 'label'"),
-        ("calibration", "nll", DataError, "metric nll: the evaluation data have no array"),
+        ("bare", "top1", DataError, "metric top1: .*bare.npz has no array 'label'"),
+        ("calibration", "nll", DataError, "metric nll: .*calibration.npz has no array"),
+        ("gone", "top1", DataError, "gone.npz: no such file"),
         ("evaluation", "psnr", DataError, "metric psnr: label has shape"),
     ],
 )
@@ -111,6 +112,8 @@ def test_what_cannot_be_scored(tmp_path, evaluation, metric, error, complaint):
         model=MODEL, target="ort-cpu", calibration=paths["calibration"], output=tmp_path / "b",
         evaluation=None if evaluation is None else paths[evaluation], metric=metric,
     )  # fmt: skip
+    stages: list[str] = []
     with pytest.raises(error, match=complaint):
-        compile_model(request)
+        compile_model(request, lambda stage, done=0, total=None: stages.append(stage))
+    assert "prepare" not in stages or metric == "psnr"  # said before the work, where possible
     assert not (tmp_path / "b").exists()
