@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.histogram import GrowingHistogram, Histogram
+from edgeq.histogram import BLOCK, GrowingHistogram, Histogram
 
 MAX_LEVELS = 1024
 MOMENTUM = 0.1  # weight of the newest sample in the moving average of the extremes
@@ -140,12 +140,14 @@ class Channels:
             self._join()
             blocks = blocks.reshape(1, 1, -1)
         self.count += blocks[0].size
-        np.minimum(self.low, blocks.min((1, 2)), out=self.low)
-        np.maximum(self.high, blocks.max((1, 2)), out=self.high)
-        self.total += blocks.sum((1, 2), dtype=np.float64)
-        for channel, block in enumerate(blocks):  # one at a time: no float64 copy of the whole
-            wide = block.astype(np.float64)
-            self.squares[channel] += float(np.square(wide, out=wide).sum())
+        step = max(1, BLOCK // max(1, blocks[0].size))  # channels at once: small temporaries
+        for start in range(0, len(blocks), step):
+            part = slice(start, start + step)
+            wide = blocks[part].astype(np.float64).reshape(len(blocks[part]), -1)
+            np.minimum(self.low[part], wide.min(1), out=self.low[part])
+            np.maximum(self.high[part], wide.max(1), out=self.high[part])
+            self.total[part] += wide.sum(1)
+            self.squares[part] += np.square(wide, out=wide).sum(1)
 
     def _join(self) -> None:
         self.count *= len(self.low)

@@ -195,14 +195,17 @@ def test_every_observer_decides(observer, scale, symmetric, rule, values, usable
     assert np.isfinite([low, high]).all() and low <= 0 <= high
     qparams = choose_qparams(low, high, spec)
     if usable:
-        assert mean_square_error(np.array(values, np.float32), low, high, spec) <= np.square(values).mean()
+        assert (
+            mean_square_error(np.array(values, np.float32), low, high, spec)
+            <= np.square(values).mean()
+        )
         assert qparams.range[0] < qparams.range[1]
 
 
 @pytest.mark.parametrize("observer", ["minmax", "moving_average", "percentile", "entropy"])
 @given(low=st.floats(-1e6, 0), high=st.floats(0, 1e6), symmetric=st.booleans())
 def test_a_power_of_two_covers_what_was_observed(observer, low, high, symmetric):
-    values = np.float32([low, high]).reshape(1, 2, 1)
+    values = np.array([low, high], np.float32).reshape(1, 2, 1)
     spec = QuantSpec(
         "uint8", observer=observer, scale="power_of_two", symmetric=symmetric, percentile=100.0
     )
