@@ -2,8 +2,8 @@
 
     python -m benchmarks.deployed [CASE]... [--bundles FOLDER]
 
-One thread, batch 1, ONNX Runtime's default level. The three models take turns in one process, the
-first to go changing every round, so that whatever else the machine does hits them alike; figures
+One thread, batch 1, ONNX Runtime's default level; edgeq runs in `Bundle.session()`.
+The three models take turns in one process, the first to go changing every round, so that whatever else the machine does hits them alike; figures
 are medians. Exit status 1 if edgeq / quantize_static is above 1.10 as geometric mean or above 1.25
 anywhere, or if edgeq is not faster than float where float takes over 0.3 ms.
 """
@@ -29,10 +29,10 @@ from benchmarks.cases import (
     export_case,
     load_zoo,
     make_session,
-    open_bundle,
 )
 from benchmarks.peers import read_standings
 from benchmarks.static_qdq import modern, quantize_case
+from edgeq.bundle import open_bundle
 
 MEAN_LIMIT, LIMIT, SMALL_MS = 1.10, 1.25, 0.3
 WARM_UP, MIN_ROUNDS, MAX_ROUNDS = 5, 50, 3000
@@ -89,11 +89,10 @@ def measure(case: ExportedCase, bundle: Path, folder: Path, seconds: float) -> L
         edgeq.compile(
             str(case.model), target="ort-cpu", calibration=str(case.calibration), output=bundle
         )
-    deployed = open_bundle(bundle)
     sessions = {
         "float": make_session(modern(case.model, folder)),
         "static": make_session(quantize_case(case, folder)),
-        "edgeq": make_session(deployed.artifact, deployed.session_options),
+        "edgeq": open_bundle(bundle).session(),
     }
     taken, rounds = medians(sessions, next(case.calibration_feeds()), seconds)
     return Latency(case.name, taken["float"], taken["static"], taken["edgeq"], rounds)

@@ -3,8 +3,8 @@
 before:  y = Conv(Relu(Conv(x, w1, b1)), w2)
 after:   y = Conv(Relu(Conv(x, w1 / t, b1 / t)), w2 * t)        t > 0 per tensor between them
 
-A power-of-two scale misses the best one by a factor of up to sqrt(2) either way: it clips, or wastes
-codes. With `t = best scale / nearest power of two` the tensor is stored in units in which it misses
+A power-of-two scale misses the best one by a factor of up to sqrt(2) either way: it clips, or
+wastes codes. With `t = best scale / nearest power of two` the tensor is stored in units in which it misses
 nothing. Exact in real arithmetic through everything that commutes with a positive factor: Relu,
 PRelu, pools, Concat, Add of values with the same t, ops that move elements; a Clip's limits are
 divided by t. Tensors that meet there share one t. Graph inputs and outputs, and what other ops read

@@ -13,8 +13,8 @@ w2, the variance is proportional to
     sum over o of   (max_c a_c / t_c)^2 / 255^2 * sum_c (W[o, c] t_c)^2          activations
                   + (max_c |W[o, c]| t_c)^2 / 127^2 * sum_c p_c / t_c^2          weights
 
-Candidates are `t_c = sqrt(a_c / max a)`, also with powers of w2's column maxima divided out; the best
-by this model is taken if it beats t = 1.
+Candidates are `t_c = sqrt(a_c / max a)`, also with powers of w2's column maxima divided out; the
+best by this model is taken if it beats t = 1.
 """
 
 from collections.abc import Iterator

@@ -58,7 +58,8 @@ def exponentials(scale: float, length: int) -> NDArray[np.float32]:
     array([65535., 59299.], dtype=float32)
     """
     peak = 2 ** (EXACT_BITS - (length - 1).bit_length()) - 1
-    return np.rint(np.exp(-np.arange(256) * scale) * peak).astype(np.float32)
+    terms: NDArray[np.float32] = np.rint(np.exp(-np.arange(256) * scale) * peak).astype(np.float32)
+    return terms
 
 
 def _replace(node: ir.Node, x: Operand, editor: Editor) -> None:

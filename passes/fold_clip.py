@@ -43,7 +43,7 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     if source.dtype != ir.DataType.FLOAT:
         return False
-    low, high = (int(result.qparams.quantize(np.float32(v))) for v in limits)
+    low, high = (int(result.qparams.quantize(np.asarray(v, np.float32))) for v in limits)
     result.node.replace_input_with(0, source)
     graph.remove(node, safe=True)
     qparams = result.qparams

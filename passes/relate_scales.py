@@ -74,7 +74,7 @@ class _Groups:
 
     def set_scale(self, leader: str, scale: float) -> None:
         old = self.context.qparams[leader]
-        new = QParams(old.qtype, np.float32(scale), old.zero_point)
+        new = QParams(old.qtype, np.asarray(scale, np.float32), old.zero_point)
         for name in self.names[leader]:
             self.context.qparams[name] = new
         self.settled.add(leader)
