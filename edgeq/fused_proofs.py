@@ -14,8 +14,8 @@ import onnx_ir as ir
 from edgeq.exactness import DETERMINED, UNPROVEN
 from edgeq.float_proofs import Reason
 from edgeq.functions import Float64, float64_function
-from edgeq.graph import int_attribute, ints_attribute, static_shape
-from edgeq.pool_counts import pool_counts, whole_image
+from edgeq.graph import static_shape
+from edgeq.pool_counts import fusion_obstacle, pool_counts, whole_image
 from edgeq.proofs import (
     FusionProof,
     certify_unary,
@@ -103,12 +103,9 @@ def _mul(found: Quantized) -> list[FusionProof]:
 
 def _average_pool(found: Quantized) -> list[FusionProof]:
     node, x, y = found.node, found.inputs[0].qparams, found.y.qparams
-    kernel = "QLinearAveragePool"
-    if int_attribute(node, "ceil_mode", 0) and int_attribute(node, "count_include_pad", 0):
-        reason = "with ceil_mode and count_include_pad it divides by another count than AveragePool"
-        return [FusionProof(kernel, 0, obstacle=reason)]
-    if set(ints_attribute(node, "dilations", (1,))) != {1}:
-        return [FusionProof(kernel, 0, obstacle="it has no dilations; the session does not load")]
+    obstacle = fusion_obstacle(node)
+    if obstacle:
+        return [FusionProof("QLinearAveragePool", 0, obstacle=obstacle)]
     counts = pool_counts(node)
     forms = (False, True) if whole_image(node) else (False,)
     return [prove_average_pool(x, y, counts, whole_image=form) for form in forms]

@@ -1,4 +1,7 @@
-"""How many elements the windows of an AveragePool hold: the divisors that occur."""
+"""How many elements the windows of an AveragePool hold: the divisors that occur.
+
+Also where the fused kernel takes other divisors than AveragePool, or none.
+"""
 
 import itertools
 import math
@@ -24,6 +27,15 @@ def pool_counts(node: ir.Node) -> tuple[int, ...]:
         return (full,)
     lengths = [range(1, k + 1) for k in kernel]
     return tuple(sorted({math.prod(window) for window in itertools.product(*lengths)}))
+
+
+def fusion_obstacle(node: ir.Node) -> str:
+    """Return why QLinearAveragePool does not stand for this AveragePool; empty if it does."""
+    if int_attribute(node, "ceil_mode", 0) and int_attribute(node, "count_include_pad", 0):
+        return "with ceil_mode and count_include_pad it divides by another count than AveragePool"
+    if set(ints_attribute(node, "dilations", (1,))) != {1}:
+        return "it has no dilations; the session does not load"
+    return ""
 
 
 def whole_image(node: ir.Node) -> bool:

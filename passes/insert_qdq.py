@@ -151,7 +151,8 @@ class _Writer:
         )
 
     def _dequantize_output(self, value: ir.Value, codes: ir.Value, qparams: QParams) -> None:
-        if not any(output is value for output in self.graph.outputs):
+        # An input that is an output as well passes through as it is.
+        if value.is_graph_input() or not any(output is value for output in self.graph.outputs):
             return
         real = self._dequantize(value, codes, qparams)
         self.graph.append(producer(real))

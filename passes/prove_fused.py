@@ -12,6 +12,10 @@ after:   q = QuantizeLinear(Mul(AveragePool(units), float32(1 / r)), 1, z)
 
 before:  q = QuantizeLinear(Mul(a, b), s, z)
 after:   q = QuantizeLinear(Mul(Mul(a in units, b in units), M), 1, z)     M = float32(sa * sb / s)
+
+A Sum of more than two becomes a chain of Sums of two: the definition adds from the left.
+
+before:  y = Sum(a, b, c)                               after:  y = Sum(Sum(a, b), c)
 """
 
 from dataclasses import dataclass
@@ -23,7 +27,7 @@ from edgeq.graph import Editor, constant
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.requantize import multiplier
 from edgeq.passing import Context, Pass
-from edgeq.pool_counts import pool_counts, whole_image
+from edgeq.pool_counts import fusion_obstacle, pool_counts, whole_image
 from edgeq.proofs import prove_add, prove_average_pool, prove_mul
 from edgeq.qdq import Operand, Result, linear_group, operand, result
 
@@ -37,7 +41,11 @@ class ProveFused(Pass):
         editor = Editor(model.graph)
         done = 0
         for node in list(model.graph):
-            if node.domain or node.op_type not in context.capabilities.fused:
+            if node.domain:
+                continue
+            if node.op_type == "Sum":
+                done += _chain(node, editor)
+            if node.op_type not in context.capabilities.fused:
                 continue
             rewrite = {"Add": _add, "Mul": _mul, "AveragePool": _average_pool}.get(node.op_type)
             done += rewrite is not None and rewrite(node, editor)
@@ -51,6 +59,23 @@ def _add(node: ir.Node, editor: Editor) -> bool:
     if prove_add(a.qparams, b.qparams, y.qparams).equal:
         return False
     node.op_type = "Sum"
+    return True
+
+
+def _chain(node: ir.Node, editor: Editor) -> bool:
+    total, *others = node.inputs
+    if len(others) < 2 or node.outputs[0].dtype != ir.DataType.FLOAT:
+        return False
+    made = []
+    for value in others[:-1]:
+        total = editor.node(
+            "Sum", [total, value], f"{node.outputs[0].name}_part", dtype=ir.DataType.FLOAT
+        )
+        made.append(total)
+    editor.insert_before(node, made)
+    node.resize_inputs(2)
+    node.replace_input_with(0, total)
+    node.replace_input_with(1, others[-1])
     return True
 
 
@@ -73,12 +98,18 @@ def _average_pool(node: ir.Node, editor: Editor) -> bool:
     x, y = operand(node.inputs[0]), result(node.outputs[0])
     if x is None or y is None:
         return False
-    counts = pool_counts(node)
-    forms = (False, True) if whole_image(node) else (False,)
-    if all(prove_average_pool(x.qparams, y.qparams, counts, whole_image=w).equal for w in forms):
+    if _pool_is_proven(node, x.qparams, y.qparams):
         return False
     _scale_by(node, np.asarray(np.float32(1) / y.qparams.scale), y, editor)
     return True
+
+
+def _pool_is_proven(node: ir.Node, x: QParams, y: QParams) -> bool:
+    if fusion_obstacle(node):
+        return False
+    counts = pool_counts(node)
+    forms = (False, True) if whole_image(node) else (False,)
+    return all(prove_average_pool(x, y, counts, whole_image=form).equal for form in forms)
 
 
 def _units(side: Operand, node: ir.Node, editor: Editor) -> ir.Value:
