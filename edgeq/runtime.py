@@ -23,7 +23,7 @@ Array: TypeAlias = NDArray[Any]
 Session: TypeAlias = ort.InferenceSession
 
 PROVIDERS = ("CPUExecutionProvider",)
-ERROR, FATAL = 3, 4  # ONNX Runtime's severities
+ERROR = 3  # ONNX Runtime's severity: warnings, that of a written optimized model too, are less
 MESSAGE_LIMIT = 2**31 - 2**20  # one protobuf message is below 2 GiB; leave room for the graph
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 LEVELS = MappingProxyType(
@@ -59,8 +59,6 @@ def make_session(
     settings = _settings(options, threads, level)
     if optimized_path is not None:
         settings.optimized_model_filepath = os.fspath(optimized_path)
-        # "Serializing optimized model" is a warning about moving the file, on any severity < 3.
-        settings.log_severity_level = FATAL
     if isinstance(model, bytes):
         return _open(model, settings)
     if _weight_bytes(model) <= MESSAGE_LIMIT:

@@ -76,7 +76,10 @@ def test_same_samples_same_bytes(model):
     first, second = (calibrate(model, Generated(5), VALUES) for _ in range(2))
     assert as_bytes(first) == as_bytes(second) and len(as_bytes(first)) == 5
     assert first.digest == second.digest
-    assert calibrate(model, Generated(4), VALUES).digest != first.digest
+    changed = list(Generated(5))
+    changed[3]["x"][0, 1, 2, 3] += 1
+    for other in (Generated(4), changed):
+        assert calibrate(model, other, VALUES).digest != first.digest
 
 
 def test_several_sweeps_give_the_same(model, monkeypatch):

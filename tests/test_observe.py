@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgeq.clipping import power_of_two_ranges, squared_errors
 from edgeq.entropy import entropy_threshold
 from edgeq.histogram import BINS, GrowingHistogram
-from edgeq.numerics.qtype import INT8, UINT8
+from edgeq.numerics.qtype import UINT4, UINT8
 from edgeq.numerics.scale import choose_qparams
 from edgeq.observe import (
     Observer,
@@ -282,6 +282,17 @@ def test_mse_is_the_optimum_of_a_full_search(scale, seed):
     assert mean_square_error(values, low, high, spec) <= 1.02 * lowest
 
 
+def test_mse_shrinks_one_end_alone():
+    spec = replace(MSE, qtype="uint4")
+    values = np.random.default_rng(11).normal(size=(1, 1, 6000)).astype(np.float32)
+    values[0, 0, 0] = -20
+    low, high = choose_range(observed(values), spec, UINT4)
+    lows, highs = np.linspace(-20, -0.5, 79), np.linspace(0.5, values.max(), 20)
+    errors = [[mean_square_error(values, a, b, spec) for b in highs] for a in lows]
+    assert low > -6 and high > 2
+    assert mean_square_error(values, low, high, spec) <= 1.01 * np.min(errors)
+
+
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 100), st.floats(-2, 2))
 def test_power_of_two_decisions_reproduce(seed, spread, middle):
     values = np.random.default_rng(seed).laplace(middle * spread, spread, (1, 1, 2000))
@@ -312,6 +323,9 @@ def test_images_on_rounding_ties_are_seen():
     found = observed(np.tile(image, 20).reshape(1, 1, -1))
     low, high = choose_range(found, MSE, UINT8)
     error = mean_square_error(image, low, high, MSE)
+    seen = squared_errors(found, choose_qparams([low, -1], [high, 1], MSE, axis=0)) / found.count
+    assert abs(seen[0] / error - 1) < 1e-6
+    assert abs(seen[1] / mean_square_error(image, -1.0, 1.0, MSE) - 1) < 1e-6
     assert error < (2 / 255) ** 2 / 12
     assert error < mean_square_error(image, -1.0, 1.0, MSE) / 3
 
@@ -370,4 +384,3 @@ def test_weights_of_zeros_and_none():
     for weight in (np.zeros((3, 4), np.float32), np.zeros((3, 0), np.float32)):
         low, high = choose_weight_range(weight, W, 0, 127)
         assert low.tolist() == high.tolist() == [0, 0, 0]
-    assert INT8.qmax == 127
