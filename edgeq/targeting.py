@@ -27,6 +27,7 @@ class Capabilities:
         weight_max: Largest weight code that all CPUs multiply right.
         fused: Op types that the runtime fuses with the QDQ around them into a kernel with a
             formula of its own; used only where that formula is proven equal to the definition.
+        channel_multiple: The number of channels that a Conv's kernel moves at a time.
         session_options: Options that the runtime needs, by its own names.
     """
 
@@ -34,6 +35,7 @@ class Capabilities:
     weight_min: int = -127
     weight_max: int = 127
     fused: frozenset[str] = frozenset()
+    channel_multiple: int = 1
     session_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 

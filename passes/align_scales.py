@@ -4,11 +4,11 @@ before:  y = Conv(Relu(Conv(x, w1, b1)), w2)
 after:   y = Conv(Relu(Conv(x, w1 / t, b1 / t)), w2 * t)        t > 0 per tensor between them
 
 A power-of-two scale misses the best one by a factor of up to sqrt(2) either way: it clips, or
-wastes codes. With `t = best scale / nearest power of two` the tensor is stored in units in which it misses
-nothing. Exact in real arithmetic through everything that commutes with a positive factor: Relu,
-PRelu, pools, Concat, Add of values with the same t, ops that move elements; a Clip's limits are
-divided by t. Tensors that meet there share one t. Graph inputs and outputs, and what other ops read
-or make, keep t = 1.
+wastes codes. With `t = best scale / nearest power of two` the tensor is stored in units in which it
+misses nothing. Exact in real arithmetic through everything that commutes with a positive factor:
+Relu, PRelu, pools, Concat, Add of values with the same t, ops that move elements; a Clip's limits
+are divided by t. Tensors that meet there share one t. Graph inputs and outputs, and what other ops
+read or make, keep t = 1.
 """
 
 import math
@@ -25,7 +25,7 @@ from edgeq.numerics.qtype import QTYPES
 from edgeq.observe import choose_range
 from edgeq.passing import Context, Pass
 from edgeq.recipe import QuantSpec
-from edgeq.roles import activation_inputs, behind_clips, is_activation, moves_codes
+from edgeq.roles import activation_inputs, behind_clips, data_inputs, is_activation, moves_codes
 
 _COMMUTES = frozenset(
     {"Add", "AveragePool", "Clip", "GlobalAveragePool", "LeakyRelu", "PRelu", "ReduceMean"}
@@ -66,7 +66,7 @@ class _Groups:
             if _is_linear(node) and not context.keep_float(node):
                 for value in values:
                     self._find(value)
-            elif moves_codes(node) or _commutes(node):
+            elif _moves_all(node) or _commutes(node):
                 self._join(values)
             else:
                 self._fix(values)
@@ -100,6 +100,11 @@ def _is_linear(node: ir.Node) -> bool:
     return node.op_type in ("Conv", "Gemm") and linear_weights(node) is not None
 
 
+def _moves_all(node: ir.Node) -> bool:
+    """Whether `node` only moves elements, all of them computed at run time."""
+    return moves_codes(node) and all(is_activation(v) for v in data_inputs(node))
+
+
 def _commutes(node: ir.Node) -> bool:
     if node.domain or node.op_type not in _COMMUTES:
         return False
@@ -107,6 +112,8 @@ def _commutes(node: ir.Node) -> bool:
         return all(v is None or constant(v) is not None for v in node.inputs[1:])
     if node.op_type in ("Add", "Sub", "Sum"):
         return all(is_activation(v) for v in node.inputs)
+    if node.op_type == "PRelu":
+        return constant(node.inputs[1]) is not None
     return True
 
 

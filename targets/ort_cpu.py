@@ -58,6 +58,7 @@ class OrtCpu(Target):
         fused=frozenset(
             {"Add", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Softmax"}
         ),
+        channel_multiple=4,
         session_options=SESSION_OPTIONS,
     )
 
