@@ -185,7 +185,7 @@ def take_output(old: ir.Value, new: ir.Value) -> None:
         if output is old:
             graph.outputs[index] = new
             new.shape, new.type = new.shape or old.shape, new.type or old.type
-    old.name = f"{name}_replaced"
+    old.name = Names(graph).fresh(f"{name}_replaced")
     new.name = name
 
 

@@ -4,7 +4,8 @@
 - CLIPS are monotonic: quantizing and clipping commute, so they become limits on codes.
 - ELEMENTWISE ops are single IEEE operations: their float32 bits are the same on every CPU.
 - FUNCTIONS are not defined by IEEE: they need a table of 256 entries.
-- Every other op accumulates or normalises, and has a pass of its own.
+- ACCUMULATING ops add many elements: on integers held in float32 their sums are exact.
+- Every other op normalises, and has a pass of its own.
 """
 
 from collections.abc import Iterator
@@ -30,6 +31,11 @@ ELEMENTWISE = frozenset(
         "Abs", "Add", "Div", "LeakyRelu", "Max", "Min", "Mul", "Neg", "PRelu", "Sqrt", "Sub", "Sum",
     }
 )  # fmt: skip
+
+ACCUMULATING = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "Resize"})
+
+# What a table swallows between the codes and a function, where the other operand is one number.
+SCALAR_ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
 
 FUNCTIONS = frozenset(
     {
@@ -83,7 +89,14 @@ def activation_inputs(node: ir.Node) -> Iterator[ir.Value]:
 def behind_clips(value: ir.Value) -> ir.Value:
     """Follow `value` through the Relu and Clip nodes that alone read it; return the last value."""
     node = sole_consumer(value)
-    while node is not None and node.op_type in CLIPS and not node.domain:
+    while node is not None and _clips(node, value):
         value = node.outputs[0]
         node = sole_consumer(value)
     return value
+
+
+def _clips(node: ir.Node, value: ir.Value) -> bool:
+    """Whether `node` limits `value` to constants."""
+    if node.op_type not in CLIPS or node.domain or node.inputs[0] is not value:
+        return False
+    return all(limit is None or constant(limit) is not None for limit in node.inputs[1:])

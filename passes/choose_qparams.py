@@ -6,11 +6,13 @@ them. A value is quantized when
 1. a node in front of some linear op reads it (nothing stays float there), or
 2. a Conv or MatMul makes it (their integer kernels have no float result; a Relu or Clip behind it
    is looked through), or
-3. a function that IEEE does not define reads it (tables and exact forms start from codes).
+3. a function that IEEE does not define reads it, or an op that adds many elements (tables, exact
+   forms and sums in units start from codes), or
+4. it is a graph output that the user wants as codes.
 
 What comes behind the last linear op is the float tail: it keeps float32 where IEEE defines it.
 Ops that only move elements share the parameters of their input, and so do all inputs of a Concat:
-one scale for both sides costs less than rounding twice.
+one scale for both sides costs less than rounding twice. Inputs that come as codes keep their own.
 """
 
 from collections import defaultdict
@@ -26,10 +28,11 @@ from edgeq.observe import choose_range
 from edgeq.passing import Context, Pass, node_names
 from edgeq.recipe import QuantSpec
 from edgeq.roles import (
+    ACCUMULATING,
     CLIPS,
-    ELEMENTWISE,
     FUNCTIONS,
     LINEAR,
+    SCALAR_ARITHMETIC,
     activation_inputs,
     behind_clips,
     data_inputs,
@@ -49,7 +52,8 @@ class ChooseQParams(Pass):
         wanted = quantized_values(model, context)
         for group in shared_groups(model, wanted):
             qparams = _decide(group, context)
-            context.qparams.update({value.name or "": qparams for value in group})
+            for value in group:
+                context.qparams.setdefault(value.name or "", qparams)
         return len(context.qparams) - before
 
 
@@ -87,20 +91,25 @@ def quantized_values(model: ir.Model, context: Context) -> list[ir.Value]:
             wanted |= dict.fromkeys(activation_inputs(node))
         elif not node.domain and (node.op_type in FUNCTIONS or node.op_type == "Softmax"):
             wanted |= dict.fromkeys(map(_source_of_codes, activation_inputs(node)))
+        elif not node.domain and node.op_type in ACCUMULATING and not moves_codes(node):
+            wanted |= dict.fromkeys(activation_inputs(node))
         if node in inside and node.op_type in ("Conv", "MatMul"):
             wanted[behind_clips(node.outputs[0])] = None
+    wanted |= dict.fromkeys(v for v in model.graph.outputs if v.name in context.output_types)
     return [value for value in wanted if not _absorbed(value, context)]
 
 
 def _source_of_codes(value: ir.Value) -> ir.Value:
-    """Walk up from `value` through what a table swallows: scalar arithmetic and movement."""
+    """Walk up from `value` through what a table swallows, then through what moves codes."""
+    moved = False
     node = value.producer()
-    while node is not None and (moves_codes(node) or node.op_type in ELEMENTWISE):
+    while node is not None and not node.domain:
+        moves = moves_codes(node) and all(map(is_activation, data_inputs(node)))
+        swallowed = not moved and node.op_type in SCALAR_ARITHMETIC and scalar_constants(node)
         sources = list(activation_inputs(node))
-        if len(sources) != 1 or node.op_type == "PRelu":
+        if len(sources) != 1 or not (moves or swallowed):
             return value
-        if node.op_type in ELEMENTWISE and not scalar_constants(node):
-            return value
+        moved = moved or moves
         value = sources[0]
         node = value.producer()
     return value
@@ -151,7 +160,7 @@ def shared_groups(model: ir.Model, wanted: list[ir.Value]) -> list[list[ir.Value
 
 def _decide(group: list[ir.Value], context: Context) -> QParams:
     fixed = [context.qparams[v.name or ""] for v in group if v.name in context.qparams]
-    if fixed:
+    if fixed and all(fixed[0].same_as(other) for other in fixed[1:]):
         return fixed[0]
     assert context.calibration is not None
     spec = _spec(group[0], context)

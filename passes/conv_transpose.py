@@ -87,6 +87,9 @@ def _rewrite(node: ir.Node, editor: Editor) -> bool:
     weight = constant(node.inputs[1])
     if weight is None or weight.ndim != 4:
         return False
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and constant(bias) is None:
+        return False
     strides = ints_attribute(node, "strides", (1, 1))
     fits = strides[0] == strides[1] and set(ints_attribute(node, "dilations", (1, 1))) == {1}
     explicit = string_attribute(node, "auto_pad", "NOTSET") == "NOTSET"

@@ -139,6 +139,8 @@ def _link(node: ir.Node, context: Context) -> Link | None:
             return None
         if len(readers) > 1 or readers[0].op_type not in HOMOGENEOUS:
             break
+        if [index for _, index in value.uses()] != [0]:  # it is the slope of a PRelu
+            return None
         value = readers[0].outputs[0]
     if all(_reads_channels(reader, value, node) and not context.keep_float(reader)
            for reader in readers):  # fmt: skip

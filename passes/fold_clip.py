@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.graph import Editor, constant, sole_consumer
+from edgeq.graph import Editor, constant, sole_consumer, take_output
 from edgeq.numerics.affine import QParams
 from edgeq.passing import Context, Pass
 from edgeq.qdq import REAL_NAME, quantize_node
@@ -84,3 +84,5 @@ def _clip_codes(graph: ir.Graph, node: ir.Node, qparams: QParams, low: int, high
     for reader, index in readers:
         reader.replace_input_with(index, clipped)
     editor.insert_after(node, [clipped])
+    if codes.is_graph_output():
+        take_output(codes, clipped)

@@ -57,7 +57,11 @@ class _Writer:
         """Whether `node` moves codes: its data are codes, and its result has decided parameters."""
         if not moves_codes(node) or any(o.name not in self.context.qparams for o in node.outputs):
             return False
-        return all(value in self.codes for value in data_inputs(node))
+        wanted = self.context.qparams[node.outputs[0].name or ""]
+        return all(
+            value in self.codes and wanted.same_as(self.codes[value][1])
+            for value in data_inputs(node)
+        )
 
     def parameters_of(self, name: str, qparams: QParams) -> tuple[ir.Value, ir.Value]:
         """Return the initializers of `qparams`; equal parameters share theirs."""
@@ -154,8 +158,10 @@ class _Writer:
         # An input that is an output as well passes through as it is.
         if value.is_graph_input() or not any(output is value for output in self.graph.outputs):
             return
-        real = self._dequantize(value, codes, qparams)
-        self.graph.append(producer(real))
+        real = codes
+        if value.name not in self.context.output_types:
+            real = self._dequantize(value, codes, qparams)
+            self.graph.append(producer(real))
         if value.producer() is not None:
             take_output(value, real)
             return

@@ -117,7 +117,7 @@ def _units(side: Operand, node: ir.Node, editor: Editor) -> ir.Value:
     one = editor.initializer(f"{name}_one", np.float32(1))
     units = editor.node(
         "DequantizeLinear",
-        [side.codes, one, side.node.inputs[2]],
+        [side.codes, one, *side.node.inputs[2:3]],
         f"{name}_units",
         dtype=ir.DataType.FLOAT,
         shape=side.codes.shape,

@@ -22,8 +22,7 @@ import onnx_ir as ir
 from edgeq.graph import Editor, producer, rank, take_output
 from edgeq.passing import Context, Pass
 from edgeq.qdq import Operand, is_units, operand, result
-
-UNIT_OPS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "Resize"})
+from edgeq.roles import ACCUMULATING
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class UnitScales(Pass):
         editor = Editor(model.graph)
         done = 0
         for node in list(model.graph):
-            x = operand(node.inputs[0]) if node.op_type in UNIT_OPS and not node.domain else None
+            accumulates = node.op_type in ACCUMULATING and not node.domain
+            x = operand(node.inputs[0]) if accumulates else None
             if x is None or is_units(x) or x.qparams.axis is not None:
                 continue
             _to_units(node, x, editor)
@@ -51,7 +51,7 @@ def _to_units(node: ir.Node, x: Operand, editor: Editor) -> None:
     scale = np.float32(x.qparams.scale)
     units = editor.node(
         "DequantizeLinear",
-        [x.codes, editor.initializer(f"{name}_one", np.float32(1)), x.node.inputs[2]],
+        [x.codes, editor.initializer(f"{name}_one", np.float32(1)), *x.node.inputs[2:3]],
         f"{name}_units",
         dtype=ir.DataType.FLOAT,
         shape=x.codes.shape,

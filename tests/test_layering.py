@@ -29,7 +29,7 @@ LAYERS = {
     "simulate": "simulate stimuli fidelity",
     "in and out": "runtime npz feeds spool user_code data metrics load export source"
     " observe"
-    " histogram statistics clipping entropy weight_range"
+    " histogram statistics clipping entropy weight_range weight_codes"
     " calibrate",
     "targeting": "targeting",
     "passing": "passing request proofs",

@@ -50,6 +50,13 @@ class QParams:
         reals = (codes - self.zero_point.reshape(1, -1)) * self.scale.reshape(1, -1)
         return float(reals.min()), float(reals.max())
 
+    def same_as(self, other: "QParams") -> bool:
+        """Whether both are the same map into the same format, bit by bit."""
+        mine = (self.qtype.name, self.axis, self.scale.tobytes(), self.zero_point.tobytes())
+        return mine == (
+            other.qtype.name, other.axis, other.scale.tobytes(), other.zero_point.tobytes()
+        )  # fmt: skip
+
     def quantize(self, x: Float32) -> Codes:
         """Return the codes of `x`."""
         return quantize(x, self.scale, self.zero_point, self.qtype, self.axis)

@@ -1,0 +1,89 @@
+"""From float weights to int8 codes, and from biases to int32 in steps of the accumulator."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.numerics.affine import Codes, QParams, quantize
+from edgeq.numerics.qtype import INT32, QTYPES
+from edgeq.numerics.scale import choose_qparams
+from edgeq.recipe import QuantSpec
+from edgeq.weight_range import choose_weight_range
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightCodes:
+    """A linear op's constants, quantized.
+
+    Attributes:
+        weight: Codes, the shape of the weight.
+        qparams: Their parameters, per channel or per tensor.
+        bias: int32 codes, (channels,); None where the op has no bias.
+        bias_qparams: Their parameters: scale `float32(sx * sw)`, zero point 0.
+    """
+
+    weight: Codes
+    qparams: QParams
+    bias: Codes | None
+    bias_qparams: QParams | None
+
+
+def encode(
+    weight: Float32,
+    bias: Float32 | None,
+    x: QParams,
+    spec: QuantSpec,
+    *,
+    axis: int | None,
+    limit: int,
+    bias_limit: int,
+) -> WeightCodes:
+    """Quantize the weight and bias of a linear op.
+
+    Args:
+        weight: Any shape.
+        bias: One value per output channel, or one for all; None without a bias.
+        x: Parameters of the op's input, per tensor.
+        spec: How weights are to be quantized.
+        axis: The axis of the weight's output channels; None for one scale.
+        limit: Largest magnitude of a symmetric weight code.
+        bias_limit: A channel whose bias would pass it gets a larger weight scale.
+    """
+    qparams = weight_qparams(weight, spec, axis, limit)
+    if bias is not None:
+        qparams = _room_for_bias(qparams, x, bias, spec, bias_limit)
+    codes = qparams.quantize(weight)
+    if qparams.qtype.signed:  # a clipped weight saturates: to the limit, not to qmin
+        limit = min(limit, qparams.qtype.qmax)
+        codes = np.clip(codes.astype(np.int32), -limit, limit).astype(codes.dtype)
+    if bias is None:
+        return WeightCodes(codes, qparams, None, None)
+    scale = np.asarray(x.scale * qparams.scale, np.float32)
+    zero = np.zeros(scale.shape, np.int32)
+    bias_qparams = QParams(INT32, scale, zero, None if scale.ndim == 0 else 0)
+    bias_codes = quantize(bias.reshape(-1), scale, zero, INT32, bias_qparams.axis)
+    return WeightCodes(codes, qparams, bias_codes, bias_qparams)
+
+
+def weight_qparams(weight: Float32, spec: QuantSpec, axis: int | None, limit: int) -> QParams:
+    """Return the parameters of a weight, per channel along `axis` or per tensor."""
+    low, high = choose_weight_range(weight, spec, axis, limit)
+    return choose_qparams(low, high, spec, axis=axis, limit=limit)
+
+
+def _room_for_bias(
+    weight: QParams, x: QParams, bias: Float32, spec: QuantSpec, limit: int
+) -> QParams:
+    """Raise the scales of channels whose bias would not fit, e.g. of dead ones."""
+    needed = np.abs(bias.reshape(-1).astype(np.float64)) / (limit * float(x.scale))
+    if weight.axis is None:
+        needed = needed.max(initial=0.0)
+    if spec.scale == "power_of_two":
+        needed = np.exp2(np.ceil(np.log2(np.maximum(needed, np.finfo(np.float32).tiny))))
+    scale = np.maximum(weight.scale, np.nextafter(needed.astype(np.float32), np.float32(np.inf)))
+    if spec.scale == "power_of_two":
+        scale = np.maximum(weight.scale, needed.astype(np.float32))
+    return QParams(QTYPES[spec.qtype], scale, weight.zero_point, weight.axis)
