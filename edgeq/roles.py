@@ -37,8 +37,6 @@ ACCUMULATING = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "Red
 # What a table swallows between the codes and a function, where the other operand is one number.
 SCALAR_ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
 
-ACCUMULATING = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "Resize"})
-
 FUNCTIONS = frozenset(
     {
         "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Log", "Mish", "Reciprocal",
