@@ -1,0 +1,1 @@
+"""Small models as users have them: architectures with random weights."""
