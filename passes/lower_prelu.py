@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeq.graph import Editor, constant, float_attribute, take_output
 from edgeq.passing import Context, Pass
-from edgeq.qdq import operand
+from edgeq.qdq import operand, result
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LowerPRelu(Pass):
         done = 0
         for node in list(model.graph):
             slope = _slope(node)
-            if slope is None or operand(node.inputs[0]) is None:
+            if slope is None or operand(node.inputs[0]) is None or _is_fused(node, context):
                 continue
             _rewrite(node, slope, editor)
             done += 1
@@ -44,6 +44,12 @@ def _slope(node: ir.Node) -> NDArray[np.float32] | None:
         return None
     slope = constant(node.inputs[1])
     return None if slope is None or slope.dtype != np.float32 else slope
+
+
+def _is_fused(node: ir.Node, context: Context) -> bool:
+    """Whether the runtime makes a table of a LeakyRelu between codes."""
+    between = node.op_type == "LeakyRelu" and result(node.outputs[0]) is not None
+    return between and "LeakyRelu" in context.capabilities.fused
 
 
 def _rewrite(node: ir.Node, slope: NDArray[np.float32], editor: Editor) -> None:

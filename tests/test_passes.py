@@ -7,6 +7,8 @@ A file is ONNX text, a line `---`, and ONNX text; lines starting with `#` in fro
     # qparams: x=uint8,0.5,3          context.qparams: type, scale, zero point
     # fused: Add,Mul                  op types that the target fuses
     # recipe: int8-power-of-two       the recipe, `int8` when absent
+    # set: weight.limit=64            a setting of the recipe
+    # output-type: y=uint8            context.output_types
     # keep-float: head/*              nodes that the recipe leaves in float
     # note: text                      a text that context.notes must hold
 
@@ -25,21 +27,36 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from edgeq.certify import certify
 from edgeq.graph import check, to_bytes, to_text
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import QTYPES
 from edgeq.onnx_api import infer_shapes
 from edgeq.passing import Context, Step, format_steps, pass_names, run_pipeline
+from edgeq.qdq import quantized_tensors
 from edgeq.recipe import Rule, load_recipe
-from edgeq.targeting import Capabilities
+from edgeq.simulate import Simulator
+from edgeq.targeting import Capabilities, find_target
+from edgeq.verify import verify
 
 FOLDER = Path(__file__).parent / "passes"
 FILES = sorted(FOLDER.glob("*.txt"))
 
 # Float to float: what they leave must compute the same, up to the rounding of folded weights.
 FLOAT_PASSES = (
-    "cleanup", "fold-affine", "fold-batchnorm", "fold-input", "fold-pad", "linear-form",
+    "cleanup", "conv-transpose", "fold-affine", "fold-batchnorm", "fold-input", "fold-pad",
+    "linear-form",
 )  # fmt: skip
+# What they leave is the same function, bit by bit.
+EXACT_PASSES = ("conv-transpose", "fold-clip", "lower-prelu")
+# They decide by samples, or by the decisions of others: tables of texts show nothing.
+TESTED_BY_SAMPLES = {
+    "align-scales": "test_equalize.py",
+    "choose-qparams": "test_decisions.py",
+    "correct-bias": "test_correct_bias.py",
+    "equalize": "test_equalize.py",
+    "relate-scales": "test_decisions.py",
+}
 TOLERANCE = 2.0**-18  # of the largest magnitude: sums of up to 64 products, each off by 2**-24
 
 
@@ -64,7 +81,8 @@ class Case:
         return [value for k, value in self.settings if k == key]
 
     def context(self) -> Context:
-        recipe = load_recipe(next(iter(self.all("recipe")), "int8"))
+        settings = dict(text.split("=") for text in self.all("set"))
+        recipe = load_recipe(next(iter(self.all("recipe")), "int8"), settings)
         recipe = recipe.with_rules([Rule(name=g, keep_float=True) for g in self.all("keep-float")])
         fused = frozenset(name for text in self.all("fused") for name in text.split(","))
         qparams = {}
@@ -80,6 +98,7 @@ class Case:
             samples=NO_SAMPLES,
             qparams=qparams,
             input_types=dict(text.split("=") for text in self.all("input-type")),
+            output_types=dict(text.split("=") for text in self.all("output-type")),
         )
 
     def run(self) -> tuple[ir.Model, int, Context]:
@@ -90,7 +109,10 @@ class Case:
         return model, record.rewrites, context
 
 
-KNOWN = ("options", "input-type", "qparams", "fused", "recipe", "keep-float", "note")
+KNOWN = (
+    "options", "input-type", "output-type", "qparams", "fused", "recipe", "set", "keep-float",
+    "note",
+)  # fmt: skip
 NO_SAMPLES: Any = ()  # passes that stream samples have tests of their own
 
 
@@ -199,8 +221,63 @@ def test_float_pass_is_idempotent(path):
         assert record.rewrites == 0
 
 
+# What these leave is quantized: the simulator's bits must be those of ONNX Runtime.
+QUANTIZED_FILES = [path for path in FILES if path.name.partition(".")[0] not in FLOAT_PASSES]
+
+
+def quantized_feeds(model: ir.Model) -> dict[str, Any]:
+    """Return random codes, or reals of both signs with many ties; unknown dimensions are 37."""
+    rng = np.random.default_rng(11)
+    result = {}
+    for value in model.graph.inputs:
+        assert value.dtype is not None
+        shape = [d if isinstance(d, int) else 37 for d in value.shape or ()]
+        kind = value.dtype.numpy()
+        if kind == np.float32:
+            result[str(value.name)] = np.asarray(rng.integers(-600, 600, shape) / 16, kind)
+        else:
+            limits = np.iinfo(kind)
+            result[str(value.name)] = rng.integers(limits.min, limits.max + 1, shape).astype(kind)
+    return result
+
+
+@pytest.mark.parametrize("path", QUANTIZED_FILES, ids=lambda path: path.stem)
+def test_simulates_to_the_bits_of_onnx_runtime(path):
+    model = Case(path).run()[0]
+    target = find_target("ort-cpu")
+    unproven = certify(model, target.capabilities).unproven
+    if unproven:  # nothing could be done about it: the file says so
+        assert ".not-" in path.stem, [(p.op_type, p.detail) for p in unproven]
+        return
+    taps = quantized_tensors(model)
+    simulator, runner = Simulator(model), target.load(model, taps=taps)
+    verdict = verify(
+        lambda inputs: simulator.run(inputs, taps), runner.run, [quantized_feeds(model)]
+    )
+    assert verdict.same, verdict.first
+    assert verdict.compared >= 2
+
+
+EXACT_FILES = [path for path in FILES if path.name.partition(".")[0] in EXACT_PASSES]
+
+
+@pytest.mark.parametrize("path", EXACT_FILES, ids=lambda path: path.stem)
+def test_exact_pass_keeps_every_bit(path):
+    case = Case(path)
+    before, after = parse(case.before), case.run()[0]
+    inputs = quantized_feeds(before)
+    expected, found = Simulator(before).run(inputs), Simulator(after).run(inputs)
+    for name, array in expected.items():
+        # Of the two zeros either.
+        same = (found[name] + 0).tobytes() == (array + 0).tobytes()
+        assert same and array.size >= 2, name
+
+
 def test_every_pass_has_a_file():
     covered = {path.name.partition(".")[0] for path in FILES}
+    for name, file in TESTED_BY_SAMPLES.items():
+        assert f'"{name}"' in (FOLDER.parent / file).read_text(encoding="utf-8"), file
+        covered.add(name)
     assert covered - set(pass_names()) == set(), "files of no pass"
     assert set(pass_names()) - covered == set(), "passes without a file"
 
