@@ -2,15 +2,11 @@
 
 import importlib.metadata
 
-PACKAGES = ("edgeq", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim")
+from edgeq import __version__
+
+PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxsim")
 
 
 def versions() -> dict[str, str]:
-    """Return the installed version of edgeq and of each package that shapes a bundle."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "source"  # run from a checkout that is not installed
-    return found
+    """Return the version of edgeq and of each package that shapes a bundle."""
+    return {"edgeq": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
