@@ -18,11 +18,11 @@ from edgeq.certify import Certificate, certify
 from edgeq.compile_report import build_manifest, build_report
 from edgeq.compiled import Checked, Compiled
 from edgeq.data import Samples, input_specs, open_samples
-from edgeq.errors import DataError, ModelError, RecipeError, VerificationError
+from edgeq.errors import DataError, ModelError, RecipeError, VerificationError, suggest
 from edgeq.evidence import write_evidence
 from edgeq.graph import OPSET, clone
 from edgeq.measure import Device, Sweep
-from edgeq.passing import Context, PassRecord, make_pass, parse_steps, run_pipeline
+from edgeq.passing import Context, PassRecord, make_pass, node_names, parse_steps, run_pipeline
 from edgeq.qdq import quantized_tensors
 from edgeq.recipe import Recipe, Rule, load_recipe
 from edgeq.request import CompileOutcome, CompileRequest, Progress, silent
@@ -117,17 +117,33 @@ def _prepare(
 
 
 def _check_patterns(request: CompileRequest, model: ir.Model) -> None:
-    """Refuse names of inputs and outputs that the model does not have."""
+    """Refuse names that the model does not have, and codes of what is not real."""
+    for pattern in request.keep_float:
+        rule = Rule(name=pattern)
+        if not any(rule.matches(node.op_type, node_names(node)) for node in model.graph):
+            every = [name for node in model.graph for name in node_names(node)]
+            raise ModelError(
+                f"--keep-float {pattern}: no node or value of the model has such a name"
+                f"{suggest(pattern, every)}"
+            )
     for option, names, values in (
         ("--input-type", request.input_types, model.graph.inputs),
         ("--output-type", request.output_types, model.graph.outputs),
     ):
-        known = [str(value.name) for value in values]
+        known = {str(value.name): value for value in values}
         for name, kind in names.items():
             if name not in known:
                 raise ModelError(f"{option} {name}: the model has {', '.join(known)}")
             if kind not in ("float32", "uint8"):
                 raise ModelError(f"{option} {name}={kind}: write uint8 or float32")
+            value, real = known[name], ir.DataType.FLOAT
+            if kind == "uint8" and value.dtype not in (real, None):
+                raise ModelError(f"{option} {name}={kind}: {name} is {value.dtype}, not real")
+            if kind == "uint8" and value.is_graph_input() and value.is_graph_output():
+                raise ModelError(
+                    f"{option} {name}={kind}: {name} is an input and an output of the model, and"
+                    " passes through as it is; leave it float32, or remove it from the outputs"
+                )
 
 
 def _plan(
@@ -202,8 +218,7 @@ def _refuse_unproven(request: CompileRequest, certificate: Certificate, artifact
     first = missing[0]
     reason = (
         f"{len(missing)} nodes without a proof; first: {first.op_type} {first.node!r}:"
-        f" {first.detail}. Change the recipe, leave the node in float with --keep-float, or accept"
-        f" it with --allow-unproven '{first.node}'"
+        f" {first.detail}. Change the recipe, or accept it with --allow-unproven '{first.node}'"
     )
     _fail(request, artifact, None, reason)
 

@@ -50,6 +50,9 @@ class ChooseQParams(Pass):
         assert context.calibration is not None, "choose-qparams runs after calibration"
         before = len(context.qparams)
         wanted = quantized_values(model, context)
+        if not wanted and not context.qparams:
+            text = "no linear op, sum or function is to be quantized: the model stays float32"
+            context.notes.append((self.name(), text))
         for group in shared_groups(model, wanted):
             qparams = _decide(group, context)
             for value in group:
