@@ -1,7 +1,6 @@
 """What choose-qparams quantizes, and how relate-scales moves what it chose."""
 
 import math
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -10,13 +9,13 @@ import onnx_ir as ir
 import pytest
 
 from edgeq.calibrate import calibrate
-from edgeq.graph import to_bytes
+from edgeq.graph import remove_dead, to_bytes
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import UINT8
 from edgeq.onnx_api import infer_shapes
 from edgeq.passing import Context, run_pipeline
 from edgeq.proofs import prove_add, prove_average_pool, prove_mul
-from edgeq.recipe import QuantSpec, Rule, load_recipe
+from edgeq.recipe import Rule, load_recipe
 from edgeq.roles import is_activation
 from edgeq.targeting import Capabilities
 
@@ -143,7 +142,7 @@ DECISIONS = {
     ),
     "arithmetic that no table knows": (
         f"g (float[N,2] x) => (float[N,2] y) {GEMM}"
-        " { g = Gemm (x, w)  a = Sqrt (g)  b = Neg (g)  y = Exp (b) }",
+        " { g = Gemm (x, w)  b = Neg (g)  y = Exp (b) }",
         "x b",
     ),
     "arithmetic with a vector": (
@@ -170,6 +169,7 @@ def test_decisions(what):
     text, expected = DECISIONS[what]
     model = parse(text)
     context = context_of(model)
+    remove_dead(model.graph)  # unused constants go with any pipeline
     before = to_bytes(model)
     (record,) = run_pipeline("choose-qparams", model, context)
     assert groups(context) == {frozenset(names.split("=")) for names in expected.split()}
@@ -211,10 +211,11 @@ def test_keep_float():
 
 
 def test_a_rule_changes_the_spec_of_a_value():
-    rule = Rule(name="c", activation=(("scale", "power_of_two"),))
-    context = chosen("a Conv has no float result", recipe=MINMAX.with_rules([rule]))
-    assert math.frexp(context.qparams["c"].scale)[0] == 0.5
-    assert math.frexp(context.qparams["x"].scale)[0] != 0.5
+    rule = Rule(name="b", activation=(("scale", "power_of_two"),))
+    context = chosen("all in front of a linear op", recipe=MINMAX.with_rules([rule]))
+    # Behind a Relu it is the op in front of the Relu that decides.
+    exact = {name: math.frexp(p.scale)[0] == 0.5 for name, p in context.qparams.items()}
+    assert exact == {"x": False, "a": False, "r": True, "y": False}
 
 
 def test_an_output_as_codes():
@@ -266,12 +267,7 @@ def related(
 
 
 def test_adds_get_odd_multiples_of_one_base():
-    asked = {
-        "x": qparams(0.1, 7),
-        "v": qparams(0.2, 9),
-        "r": qparams(0.31, 0),
-        "s": qparams(0.3, 5),
-    }
+    asked = {"x": qparams(0.5, 7), "v": qparams(0.25, 9), "r": qparams(1, 3), "s": qparams(0.5, 5)}
     found, changed = related(ADDS, asked)
     assert changed == 4
     scales = {name: Fraction(float(p.scale)) for name, p in found.items()}
@@ -300,7 +296,7 @@ def test_a_mul_gets_an_odd_denominator():
 
 
 def test_a_pool_gets_an_odd_fraction():
-    asked = {"x": qparams(0.1, 7), "y": qparams(0.05, 3)}
+    asked = {"x": qparams(0.1, 7), "y": qparams(0.2, 3)}
     found, changed = related(POOL, asked)
     assert changed == 1 and found["x"] is asked["x"]
     units = qparams(1.0, 7)
@@ -349,7 +345,3 @@ def test_values_that_share_parameters_move_together():
         text, {"x": shared, "m": shared, "v": qparams(0.23), "y": qparams(0.3)}
     )
     assert changed == 3 and found["x"] is found["m"] and found["x"] is not shared
-
-
-def test_specs_are_what_the_tests_assume():
-    assert MINMAX.activation == replace(QuantSpec("uint8"), observer="minmax")
