@@ -31,6 +31,7 @@ from edgeq.scores import check_evaluation, check_metric, score
 from edgeq.source import Source, read_source
 from edgeq.stimuli import StimulusInput, stimuli
 from edgeq.targeting import Artifact, Target, find_target
+from edgeq.tolerance import tolerances
 from edgeq.verify import Verdict
 from edgeq.versions import versions
 
@@ -188,7 +189,12 @@ def _quantize(
         _refuse_unproven(request, certificate, artifact)
         kernels = target.kernels(model)
         _refuse_unfused(request, target, model, kernels, artifact)
-    sweep = Sweep(model, Device.load(target, model, quantized_tensors(model)), context.qparams)
+    tolerated = tolerances(model, certificate)
+    for proof in certificate.unproven:
+        text = f"{proof.op_type} {proof.node}: allowed without a proof ({proof.detail})"
+        context.notes.append(("certify", f"{text}; what depends on it is compared by a tolerance"))
+    device = Device.load(target, model, quantized_tensors(model))
+    sweep = Sweep(model, device, context.qparams, tolerated)
     with stages("verify"):
         checks = _verify(request, target, context, sweep, artifact, stages)
     with stages("evaluate"):

@@ -116,10 +116,12 @@ def _tensor_info(value: ir.Value, compiled: Compiled) -> TensorInfo:
     if value.shape is not None:
         shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
     dtype = "float32" if value.dtype is None else value.dtype.numpy().name
-    qparams = compiled.context.qparams.get(str(value.name))
+    name, tolerance = str(value.name), compiled.sweep.tolerances.get(str(value.name))
+    qparams = compiled.context.qparams.get(name)
     if qparams is None or dtype == "float32":
-        return TensorInfo(str(value.name), dtype, shape)
-    return TensorInfo(str(value.name), dtype, shape, float(qparams.scale), int(qparams.zero_point))
+        return TensorInfo(name, dtype, shape, tolerance=tolerance)
+    scale, zero_point = float(qparams.scale), int(qparams.zero_point)
+    return TensorInfo(name, dtype, shape, scale, zero_point, tolerance)
 
 
 def float_remnants(compiled: Compiled) -> tuple[FloatRow, ...]:

@@ -25,6 +25,8 @@ class TensorInfo:
         shape: Sizes; a text or None where one is symbolic; None where the rank is unknown.
         scale: Where the values are codes: `real = (code - zero_point) * scale`.
         zero_point: See `scale`.
+        tolerance: How far an output may be from the golden one, root mean square over root mean
+            square, because it depends on nodes without a proof; None: not by a bit.
     """
 
     name: str
@@ -32,6 +34,7 @@ class TensorInfo:
     shape: tuple[int | str | None, ...] | None
     scale: float | None = None
     zero_point: int | None = None
+    tolerance: float | None = None
 
     def to_json(self) -> Json:
         """Return the entry of the manifest."""
@@ -39,6 +42,8 @@ class TensorInfo:
         entry: dict[str, object] = {"name": self.name, "dtype": self.dtype, "shape": shape}
         if self.scale is not None:
             entry |= {"scale": self.scale, "zero_point": self.zero_point}
+        if self.tolerance is not None:
+            entry["tolerance"] = self.tolerance
         return entry
 
 
@@ -218,6 +223,7 @@ def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
         shape=None if shape is None else tuple(shape),
         scale=None if entry.get("scale") is None else float(entry["scale"]),
         zero_point=None if entry.get("zero_point") is None else int(entry["zero_point"]),
+        tolerance=None if entry.get("tolerance") is None else float(entry["tolerance"]),
     )
 
 

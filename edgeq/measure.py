@@ -47,19 +47,27 @@ class Device:
 class Sweep:
     """Everything that one run over feeds tells about a quantized model."""
 
-    def __init__(self, model: ir.Model, device: Device, qparams: Mapping[str, QParams]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        device: Device,
+        qparams: Mapping[str, QParams],
+        tolerances: Mapping[str, float] | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
             model: The quantized model.
             device: It, lowered and loaded.
             qparams: The parameters of the float model's values that became codes.
+            tolerances: Of values that need not be the same bit for bit.
         """
         self.simulator = Simulator(model)
         self.device = device
         self.taps = tuple(quantized_tensors(model))
         self.outputs = tuple(str(v.name) for v in model.graph.outputs)
-        self.golden = GoldenVectors(self.taps)
+        self.tolerances = tolerances or {}
+        self.golden = GoldenVectors([name for name in self.taps if name not in self.tolerances])
         self.real_names = _real_names(model, qparams)
         self._meters = {
             codes: FidelityMeter(real, qparams[real]) for codes, real in self.real_names.items()
@@ -90,7 +98,7 @@ class Sweep:
             stage: What it is told.
             total: Number of feeds, if known.
         """
-        comparison = Comparison()
+        comparison = Comparison(self.tolerances)
         count = 0
         for feed in feeds:
             expected = self.simulator.run(feed, self.taps)

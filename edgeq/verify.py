@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.errors import VerificationError
+from edgeq.tolerance import distance
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -116,7 +117,14 @@ class Verdict:
 class Comparison:
     """Accumulates the comparison of many feeds."""
 
-    def __init__(self) -> None:
+    def __init__(self, tolerances: Mapping[str, float] | None = None) -> None:
+        """Prepare.
+
+        Args:
+            tolerances: Tensors that are not compared bit for bit, and how far they may differ, as
+                `edgeq.tolerance.distance` says: mismatches only where they differ by more.
+        """
+        self._tolerances = tolerances or {}
         self._compared: dict[str, int] = {}
         self._mismatches: dict[str, int] = {}
         self._first: Difference | None = None
@@ -143,6 +151,9 @@ class Comparison:
                 )
             want, got = np.asarray(want), np.asarray(actual[name])
             count, first = compare(name, want, got, sample)
+            limit = self._tolerances.get(name)
+            if count and limit is not None and distance(want, got) <= limit:
+                count, first = 0, None
             self._compared[name] = self._compared.get(name, 0) + want.size
             self._mismatches[name] = self._mismatches.get(name, 0) + count
             if first is not None and self._first is None:

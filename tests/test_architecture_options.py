@@ -9,6 +9,7 @@ import pytest
 
 import edgeq
 from edgeq.bundle import Bundle
+from edgeq.check_bits import Tally
 from edgeq.errors import ModelError, VerificationError
 from tests.architectures import shapes, unusual, vision
 from tests.architectures.net import Feed, Net
@@ -135,3 +136,40 @@ def test_nothing_to_quantize_is_said(tmp_path: Path) -> None:
     bundle, _, _, _ = compile_with(tmp_path, unusual.elementwise_only)
     report = json.loads((bundle.path / "report.json").read_text())
     assert "the model stays float32" in json.dumps(report["notes"])
+
+
+PERMITTED = {
+    "the last Gemm": (vision.residual, "gemm*", 2.0**-12),
+    "a Sigmoid at the end": (vision.unet, "sigmoid*", 2.0**-12),
+    "Exp of one of two outputs": (vision.detector, "exp*", 2.0**-12),
+    "the first Conv": (vision.mobilenet_v2, "conv0", 2.0**-3),
+    "everything": (vision.residual, "*", 2.0**-12),
+}
+
+
+@pytest.mark.parametrize("name", PERMITTED)
+def test_permitted_without_a_proof(name: str, tmp_path: Path) -> None:
+    build, pattern, tolerance = PERMITTED[name]
+    bundle, _, _, _ = compile_with(tmp_path, build, keep_float=[pattern], allow_unproven=[pattern])
+    manifest = bundle.manifest
+    assert manifest.certificate.unproven
+    assert manifest.outputs[-1].tolerance == tolerance
+    assert all(info.tolerance is None for info in manifest.outputs[:-1])
+    report = json.loads((bundle.path / "report.json").read_text())
+    assert "allowed without a proof" in json.dumps(report["notes"])
+    edgeq.check(bundle, taps=True).raise_for_mismatch()
+
+
+def test_what_is_permitted_is_held_to_the_tolerance(tmp_path: Path) -> None:
+    bundle, _, _, _ = compile_with(
+        tmp_path, vision.residual, keep_float=["gemm*"], allow_unproven=["gemm*"]
+    )
+
+    # The golden outputs, moved by less and by more than is allowed.
+    (name,) = (info.name for info in bundle.manifest.outputs)
+    for factor, same in ((1 + 2.0**-13, True), (1 + 2.0**-11, False)):
+        tally = Tally(bundle.path, json.loads((bundle.path / "manifest.json").read_text()))
+        for run_ in tally._expected:
+            run_[name] = (run_[name] * np.float32(factor)).astype(np.float32)
+        tally.outputs(bundle.session(), 1)
+        assert (tally.mismatches == 0) is same

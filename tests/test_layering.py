@@ -34,7 +34,7 @@ LAYERS = {
     "targeting": "targeting",
     "passing": "passing request proofs",
     "passes!": "passes passes.* targets targets.*",
-    "verify": "certify verify float_proofs fused_proofs integer_proofs"
+    "verify": "certify tolerance verify float_proofs fused_proofs integer_proofs"
     " rules lint float_checks fusion_checks linear_checks",
     "bundle": "manifest golden report bundle evidence",
     "compile": "compile compile_report compiled compare inspect measure scores opening",
