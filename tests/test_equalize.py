@@ -272,6 +272,11 @@ UNALIGNED: dict[str, tuple[Nodes, str, str]] = {
     "a constant beside it": (
         [FIRST, node("Concat", "p k", "r", axis=1), node("Conv", "r u c", "y")], "y", "x",
     ),
+    "a slope that is computed": (
+        [FIRST, node("Conv", "x w", "q"), node("GlobalMaxPool", "q", "s"),
+         node("PRelu", "p s", "r"), LAST],
+        "y", "x",
+    ),
     "a slope from outside": ([FIRST, node("PRelu", "p s", "r"), LAST], "y", "x s"),
     "a limit from outside": (
         [FIRST, node("ReduceMax", "s", "m", keepdims=0), node("Clip", "p  m", "r"), LAST],
