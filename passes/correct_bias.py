@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edgeq.calibrate import calibrate
 from edgeq.numerics.qtype import INT32
 from edgeq.passing import Context, Pass
-from edgeq.qdq import LinearGroup, linear_group
+from edgeq.qdq import REAL_NAME, LinearGroup, linear_group
 from edgeq.simulate import Simulator
 
 Array = NDArray[Any]
@@ -66,11 +66,16 @@ def _float_means(
 ) -> dict[str, NDArray[np.float64]]:
     """Return the per-channel means of the float model's values, by the linear op's output name."""
     assert context.reference is not None
-    known = {v.name for node in context.reference.graph for v in node.outputs}
-    names = [str(g.node.outputs[0].name) for g in groups]
-    wanted = [name for name in names if name in known]
-    statistics = calibrate(context.reference, feeds, wanted).statistics
-    return {name: statistics[name].channel_mean for name in wanted}
+    known = {str(v.name) for node in context.reference.graph for v in node.outputs}
+    names: dict[str, str] = {}
+    for group in groups:
+        name = str(group.node.outputs[0].name)
+        # The name of an output of the model went to what is behind the codes.
+        real = name if name in known else group.output.metadata_props.get(REAL_NAME, "")
+        if real in known:
+            names[name] = real
+    statistics = calibrate(context.reference, feeds, list(names.values())).statistics
+    return {name: statistics[real].channel_mean for name, real in names.items()}
 
 
 class _Lockstep:

@@ -25,7 +25,7 @@ QUANTIZE = "choose-qparams, insert-qdq, fold-clip, quantize-weights"
 SHAPES = {"w": (4, 2, 3, 3), "b": (4,), "v": (4, 4, 3, 3), "c": (4,), "u": (3, 16), "d": (3,)}
 
 
-def model_of(*, bias: bool = True) -> ir.Model:
+def model_of(*, bias: bool = True, outputs: str = "float[N,3] y") -> ir.Model:
     rng = np.random.default_rng(6)
     weights = []
     for name, shape in SHAPES.items():
@@ -34,7 +34,7 @@ def model_of(*, bias: bool = True) -> ir.Model:
     b, c = (", b", ", c") if bias else ("", "")
     model = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["" : 21]>\n'
-        f"g (float[N,2,6,6] x) => (float[N,3] y) <{', '.join(weights)}>"
+        f"g (float[N,2,6,6] x) => ({outputs}) <{', '.join(weights)}>"
         f" {{ p = Conv (x, w{b})  r = Relu (p)  q = Conv (r, v{c})"
         "  f = Flatten (q)  y = Gemm <transB: int = 1> (f, u, d) }"
     )
@@ -150,6 +150,15 @@ def test_layers_without_a_bias_stay():
     model, context = quantized(reference)
     (record,) = run_pipeline(PASS, model, context)
     assert record.rewrites == 1  # the Gemm alone has one
+
+
+def test_layers_that_are_outputs():
+    reference = model_of(outputs="float[N,4,4,4] p, float[N,3] y")
+    model, context = quantized(reference)
+    names = [str(g.node.outputs[0].name) for g in groups(model)]
+    assert names == ["p_replaced", "q", "y"]
+    (record,) = run_pipeline(PASS, model, context)
+    assert record.rewrites == 3
 
 
 def test_a_float_model_stays():
