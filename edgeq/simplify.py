@@ -1,4 +1,4 @@
-"""Simplifications of one node that onnxsim leaves: no-ops, run-time shapes, Softmax, GlobalMaxPool.
+"""Single-node simplifications that onnxsim leaves: no-ops, run-time shapes, old Softmax.
 
 Each rule reads one node and rewires its neighbours; dead nodes are removed by the caller.
 """
@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.dims import same_dim, shape_values
+from edgeq.elementary import write_elementary
 from edgeq.graph import (
     Editor,
     constant,
@@ -29,7 +30,7 @@ def simplify_nodes(graph: ir.Graph) -> int:
         _bypass,
         _constant_reshape,
         _plain_softmax,
-        _reduce_max,
+        write_elementary,
     )
     return sum(rule(node, editor) for node in list(graph) if not node.domain for rule in rules)
 
@@ -103,22 +104,4 @@ def _plain_softmax(node: ir.Node, editor: Editor) -> bool:
     editor.insert_before(node, [softmax])
     replace_uses(output, softmax)
     take_output(output, softmax)
-    return True
-
-
-def _reduce_max(node: ir.Node, editor: Editor) -> bool:
-    """GlobalMaxPool is ReduceMax over the image, which runtimes have for codes as well."""
-    source, output = node.inputs[0], node.outputs[0]
-    if node.op_type != "GlobalMaxPool" or source is None or (ndim := rank(source)) is None:
-        return False
-    axes = editor.initializer(f"{output.name}_axes", np.arange(2, ndim))
-    largest = editor.node(
-        "ReduceMax", [source, axes], f"{output.name}_max", attributes={"keepdims": 1},
-        dtype=source.dtype, shape=output.shape,
-    )  # fmt: skip
-    producer(largest).name = node.name
-    editor.insert_before(node, [largest])
-    replace_uses(output, largest)
-    take_output(output, largest)
-    editor.graph.remove(node, safe=True)
     return True

@@ -66,7 +66,8 @@ def bind(node: ir.Node, table: Mapping[str, Operator]) -> Kernel:
     if operator is None:
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         raise UnsupportedOperatorError(
-            f"{describe(node)}: edgeq has no definition of operator {name}"
+            f"{describe(node)}: edgeq has no definition of operator {name};"
+            " write it in other operators, or cut the graph there"
         )
     wanted = _last_named(node.outputs)
     if wanted > operator.outputs:

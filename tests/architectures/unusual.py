@@ -171,3 +171,44 @@ def tail_functions(net: Net) -> list[str]:
     left, right = net.split("Split", 2, x, axis=1, num_outputs=2)
     y = net("Tanh", net("Mul", net("Sigmoid", left), right))
     return [net("Exp", net("Neg", y)), net("Log", net("Softplus", net("Add", left, right)))]
+
+
+def written_elementary(net: Net) -> list[str]:
+    """Pow by 2, 0.5 and -1, Mean of three, ReduceL2 and the division by it."""
+    x = net.conv_relu(net.input(3, 6, 6), 3, 4)
+    x = net("Mean", x, net("Pow", x, net.constant(2.0)), net("Pow", x, net.constant(0.5)))
+    below = net("Add", net.conv_relu(x, 4, 4), net.constant(0.5))
+    x = net.classify(net("Mul", net.conv(x, 4, 4), net("Pow", below, net.constant(-1.0))), 4)
+    return [net("Div", x, net("ReduceL2", x, net.constant([1]))), x]
+
+
+def run_time_products(net: Net) -> list[str]:
+    """A Gram matrix of a feature map, and a product of two inputs."""
+    a, b = net.input(6, 8, name="a"), net.input(8, 5, name="b")
+    c = net("MatMul", a, b)
+    return [net("Relu", net("MatMul", c, net("Transpose", c, perm=[0, 2, 1])))]
+
+
+def spatial_attention(net: Net) -> list[str]:
+    """Mean and maximum over the channels, a 7x7 Conv, Sigmoid, Mul over all channels."""
+    x = net.conv(net.input(3, 8, 8), 3, 4)
+    parts = [net(op, x, net.constant([1]), keepdims=1) for op in ("ReduceMean", "ReduceMax")]
+    gate = net("Sigmoid", net.conv(net("Concat", *parts, axis=1), 2, 1, 7))
+    return [net.classify(net("Mul", x, gate), 4)]
+
+
+def transposed_convs(net: Net) -> list[str]:
+    """ConvTranspose with pads, output padding and groups, a Tanh at the end."""
+    x = net.conv_relu(net.input(3, 6, 6), 3, 4)
+    w, b = net.weight(4, 4, 3, 3, size=0.2), net.weight(4, size=0.1)
+    pads = {"strides": [2, 2], "pads": [1, 1, 1, 1]}
+    x = net("Relu", net("ConvTranspose", x, w, b, output_padding=[1, 1], **pads))
+    x = net("ConvTranspose", x, net.weight(4, 2, 4, 4, size=0.2), group=2, **pads)
+    return [net("Tanh", x)]
+
+
+def outputs_alike(net: Net) -> list[str]:
+    """One value under two names, a constant as an output, an input that nobody reads."""
+    net.input(4, name="unused")
+    x = net.classify(net.conv_relu(net.input(3, 6, 6), 3, 4), 4)
+    return [x, net("Identity", x), net("Identity", net.constant([1.0, 2.0]))]
