@@ -83,14 +83,18 @@ def check_names(specs: Sequence[InputSpec], names: Iterable[str], where: str) ->
 
 
 def check_dtype(spec: InputSpec, dtype: np.dtype[Any], where: str) -> None:
-    """Refuse what does not convert to the input's dtype without loss; floats narrow to float32.
+    """Refuse what does not convert to the input's dtype without loss.
+
+    A runtime would refuse it too; narrowed in silence, it would not be the data that was meant.
 
     Raises:
         DataError: The dtype does not fit.
     """
-    if dtype == spec.dtype or (spec.dtype.kind == dtype.kind == "f"):
+    if dtype.newbyteorder("=") == spec.dtype:
         return
     text = f"{where} is {dtype}, the input takes {spec.dtype}"
+    if spec.dtype.kind == dtype.kind == "f":
+        raise DataError(f"{text}: convert it with .astype(numpy.{spec.dtype})")
     if spec.dtype.kind == "f":
         raise DataError(
             f"{text}: convert it as for training (scaled, normalised), or, for a model that"
@@ -147,8 +151,7 @@ def convert(spec: InputSpec, array: Array, where: str) -> Array:
         DataError: A value is NaN or infinite, or the dtype does not fit.
     """
     check_dtype(spec, array.dtype, where)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, and is refused
-        ready = np.asarray(array, spec.dtype, order="C")
+    ready = np.asarray(array, spec.dtype, order="C")
     check_finite(ready, where)
     return ready
 

@@ -143,6 +143,7 @@ BAD = [
     ("wrong name", samples(y=X), (), "'y'"),
     ("wrong shape", samples(x=X[:, :, :4]), (), "'x'"),
     ("wrong dtype", samples(x=X.astype(np.int64)), (), "int64"),
+    ("wrong float", samples(x=X.astype(np.float64)), (), "float64"),
     ("NaN", samples(x=NAN), (), "nan"),
     ("empty calibration set", samples(x=X[:0]), (), "calibration"),
     ("pickle", samples(x=np.array([{}], object)), (), "pickle"),

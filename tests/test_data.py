@@ -162,8 +162,8 @@ def test_inputs_without_axes(tmp_path):
     assert [int(f["t"]) for f in open_samples(iter(given), inputs=specs)] == [4]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float16", ">f4", ">f8"])
-def test_floats_become_float32(tmp_path, dtype):
+@pytest.mark.parametrize("dtype", ["<f4", ">f4"])
+def test_either_byte_order(tmp_path, dtype):
     for data in (npz(tmp_path, x=XS.astype(dtype)), [{"x": XS.astype(dtype)}]):
         found = np.concatenate([feed["x"] for feed in open_samples(data, inputs=[X])])
         assert found.dtype == F4
@@ -267,4 +267,4 @@ def test_inputs_that_cannot_be_fed():
 def test_an_input_of_unknown_rank(tmp_path):
     spec = InputSpec("x", F4, None)
     assert open_samples(npz(tmp_path, x=XS), inputs=[spec]).count == 6
-    assert open_samples([{"x": np.float32(3) * np.ones(())}], inputs=[spec]).count == 1
+    assert open_samples([{"x": np.full((), 3, np.float32)}], inputs=[spec]).count == 1

@@ -105,11 +105,12 @@ def test_values_that_are_not_finite(tmp_path, value, text):
     assert len(list(open_samples(npz(tmp_path, x=bad), inputs=[X], limit=4))) == 4
 
 
-def test_a_float64_too_large_for_float32(tmp_path):
-    bad = XS.astype(np.float64)
-    bad[3] = 1e300
-    with pytest.raises(DataError, match=r"sample 3 holds inf at \[0, 0\]"):
-        list(open_samples(npz(tmp_path, x=bad), inputs=[X]))
+@pytest.mark.parametrize("found", ["float64", "float16"])
+def test_floats_of_another_width(tmp_path, found):
+    says = rf"is {found}, the input takes float32: convert it with \.astype\(numpy\.float32\)"
+    for data in (npz(tmp_path, x=XS.astype(found)), [{"x": XS.astype(found)}]):
+        with pytest.raises(DataError, match=says):
+            open_samples(data, inputs=[X])
 
 
 def test_nan_in_a_label_of_a_file(tmp_path):
