@@ -6,6 +6,7 @@ A file is ONNX text, a line `---`, and ONNX text; lines starting with `#` in fro
     # input-type: x=uint8             context.input_types
     # qparams: x=uint8,0.5,3          context.qparams: type, scale, zero point
     # fused: Add,Mul                  op types that the target fuses
+    # channel-multiple: 4              channels that the target's kernels move at a time
     # recipe: int8-power-of-two       the recipe, `int8` when absent
     # set: weight.limit=64            a setting of the recipe
     # output-type: y=uint8            context.output_types
@@ -45,7 +46,7 @@ FILES = sorted(FOLDER.glob("*.txt"))
 # Float to float: what they leave must compute the same, up to the rounding of folded weights.
 FLOAT_PASSES = (
     "cleanup", "conv-transpose", "fold-affine", "fold-batchnorm", "fold-input", "fold-pad",
-    "linear-form",
+    "linear-form", "pad-channels",
 )  # fmt: skip
 # What they leave is the same function, bit by bit.
 EXACT_PASSES = ("conv-transpose", "fold-clip", "lower-prelu")
@@ -94,7 +95,9 @@ class Case:
             )
         return Context(
             recipe=recipe,
-            capabilities=Capabilities(fused=fused),
+            capabilities=Capabilities(
+                fused=fused, channel_multiple=int(next(iter(self.all("channel-multiple")), 1))
+            ),
             samples=NO_SAMPLES,
             qparams=qparams,
             input_types=dict(text.split("=") for text in self.all("input-type")),
@@ -110,8 +113,8 @@ class Case:
 
 
 KNOWN = (
-    "options", "input-type", "output-type", "qparams", "fused", "recipe", "set", "keep-float",
-    "note",
+    "options", "input-type", "output-type", "qparams", "fused", "channel-multiple", "recipe", "set",
+    "keep-float", "note",
 )  # fmt: skip
 NO_SAMPLES: Any = ()  # passes that stream samples have tests of their own
 
