@@ -23,7 +23,10 @@ from edgeq.pool_counts import pool_counts
 from edgeq.qdq import operand
 
 NO_GRID = "its inputs are on no known grid, so the bits of the sum depend on the order of additions"
-NO_LENGTH = "the number of elements summed is not known, so the sum has no bound"
+NO_LENGTH = (
+    "the number of elements summed is not known, so the sum has no bound (give the dimensions that"
+    " it sums over fixed sizes in the model)"
+)
 
 
 @dataclass(frozen=True)

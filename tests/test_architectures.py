@@ -5,6 +5,7 @@ bit may differ and no proof may be missing; the bundle takes any batch, and its 
 those of the float model on data that calibration has not seen.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -121,9 +122,38 @@ def test_architecture(name: str, recipe: str, tmp_path: Path) -> None:
     assert [n.name for n in linear if linear_group(n) is None] == []
     assert floats_in_front(artifact) == []
 
+    for verdict in json.loads((bundle.path / "report.json").read_text())["verdicts"]:
+        assert verdict["mismatches"] == 0 and verdict["compared"] > 100
+        assert (
+            verdict["count"]
+            == {"calibration samples": 8, "tie-hunting inputs": 20}[verdict["feeds"]]
+        )
+
     (feed,) = net.feeds(1, batch=3, seed=7)
     expected, found = run_float(model, feed), run(bundle, feed)
     assert list(found) == outputs
     floor = FLOORS.get(name, FLOOR)
     ratios = {key: sqnr(expected[key], found[key]) for key in outputs}
     assert min(ratios.values()) > floor, ratios
+
+
+@pytest.mark.parametrize("batch", ["batch", 1])
+@pytest.mark.parametrize(
+    "build", [vision.super_resolution, vision.unet, vision.segmentation, shapes.padded]
+)
+def test_images_of_any_size(build: Architecture, batch: str | int, tmp_path: Path) -> None:
+    net = Net(batch=batch, symbolic=("height", "width"))
+    outputs = build(net)
+    if build is shapes.padded:  # all but its mean over the image
+        del net.nodes[-3:]
+        outputs = [net.nodes[-1].output[0]]
+    model = net.model(outputs)
+    samples = [*net.feeds(8), *net.feeds(8, seed=2, last=(20, 28))]
+    bundle = edgeq.compile(model, calibration=samples, output=tmp_path / "bundle")
+    assert bundle.manifest.bitwise.mismatches == 0
+    (feed,) = net.feeds(1, seed=7, last=(24, 16))
+    expected, found = run_float(model, feed), run(bundle, feed)
+    simulated = edgeq.simulate(bundle, feed)
+    for name in outputs:
+        assert sqnr(expected[name], found[name]) > FLOOR
+        assert simulated[name].tobytes() == found[name].tobytes()

@@ -14,9 +14,19 @@ Feed = dict[str, NDArray[np.float32]]
 class Net:
     """A model in the making; every method that adds a node returns the name of its result."""
 
-    def __init__(self, seed: int = 0, *, batch: str | int = "batch") -> None:
+    def __init__(
+        self, seed: int = 0, *, batch: str | int = "batch", symbolic: Sequence[str] = ()
+    ) -> None:
+        """Start a model.
+
+        Args:
+            seed: Of the weights.
+            batch: The batch axis of all inputs: a name, or a size.
+            symbolic: Names for the last dimensions of all inputs, in place of their sizes.
+        """
         self.generator = np.random.default_rng(seed)
         self.batch = batch
+        self.symbolic = symbolic
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.sizes: dict[str, float] = {}
         self.nodes: list[onnx.NodeProto] = []
@@ -112,15 +122,20 @@ class Net:
         """Describe an input, or an output: what is computed is inferred."""
         if name not in self.shapes:
             return onnx.ValueInfoProto(name=name)
-        shape = [self.batch, *self.shapes[name]]
+        fixed = self.shapes[name][: len(self.shapes[name]) - len(self.symbolic)]
+        shape = [self.batch, *fixed, *self.symbolic]
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
-    def feeds(self, count: int, *, batch: int = 1, seed: int = 1) -> list[Feed]:
-        """Return random samples for the inputs."""
+    def feeds(
+        self, count: int, *, batch: int = 1, seed: int = 1, last: Sequence[int] = ()
+    ) -> list[Feed]:
+        """Return random samples for the inputs, `last` being the sizes of their last dimensions."""
         generator = np.random.default_rng(seed)
         return [
             {
-                name: generator.normal(0, self.sizes[name], (batch, *shape)).astype(np.float32)
+                name: generator.normal(
+                    0, self.sizes[name], (batch, *shape[: len(shape) - len(last)], *last)
+                ).astype(np.float32)
                 for name, shape in self.shapes.items()
             }
             for _ in range(count)
