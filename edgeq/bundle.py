@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,10 +131,11 @@ def check_destination(path: Path, *, force: bool) -> None:
     Raises:
         BundleError: The destination exists and may not be replaced, or its parent is no folder.
     """
-    if not path.parent.is_dir():
-        raise BundleError(f"{path}: the folder {path.parent} does not exist: make it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise BundleError(f"{path}: the folder {path.parent} is not writable")
+    parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not parent.is_dir():
+        raise BundleError(f"{path}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise BundleError(f"{path}: the folder {parent} is not writable")
     if not os.path.lexists(path):
         return
     if not force:
@@ -217,11 +218,15 @@ def write_folder(path: Path, contents: Mapping[str, bytes], *, force: bool) -> N
 
 @contextmanager
 def _staging(path: Path) -> Iterator[Path]:
-    """Give a fresh folder beside `path`; whatever is left of it afterwards is removed."""
+    """Give a fresh folder beside `path`; whatever is left of it afterwards is removed.
+
+    Parents of `path` that are missing are made, and go again if nothing comes to lie in them.
+    """
     staging = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        staging.mkdir(parents=True)
         yield staging
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -229,6 +234,9 @@ def _staging(path: Path) -> Iterator[Path]:
         raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):  # it is not empty, or was never made
+                folder.rmdir()
 
 
 def standalone_check() -> bytes:

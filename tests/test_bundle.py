@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.bundle import check_destination, open_bundle, standalone_check
+from edgeq.bundle import check_destination, open_bundle, standalone_check, write_folder
 from edgeq.check_bits import digest
 from edgeq.errors import BundleError
 from edgeq.evidence import write_evidence
@@ -223,8 +223,25 @@ def test_destinations_that_are_refused(tmp_path, rule, make, force, says):
         check_destination(path, force=force)
 
 
-def test_a_destination_without_a_parent_is_refused(tmp_path):
-    with pytest.raises(BundleError, match="does not exist"):
+def test_missing_parents_are_made(tmp_path):
+    check_destination(tmp_path / "a" / "b", force=False)
+    write_folder(tmp_path / "a" / "b", {"x": b"1"}, force=False)
+    assert (tmp_path / "a" / "b" / "x").read_bytes() == b"1"
+
+
+def test_made_parents_go_again_when_the_disk_is_full(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(BundleError, match="disk is full"):
+        write_folder(tmp_path / "a" / "b", {"x": b"1"}, force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "a").touch()
+    with pytest.raises(BundleError, match="is not a folder"):
         check_destination(tmp_path / "a" / "b", force=False)
 
 

@@ -161,7 +161,7 @@ BAD = [
     ("unknown option", None, ("--recipee", "int8"), "--recipe"),
     ("output exists", lambda: Path("out").mkdir(), (), "--force"),
     ("output is a file", lambda: Path("out").touch(), ("--force",), "not a bundle"),
-    ("output without a parent", None, ("-o", "a/b"), "does not exist"),
+    ("output inside a file", None, ("-o", "model.onnx/b"), "is not a folder"),
 ]  # fmt: skip
 
 
