@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from edgeq.errors import ModelError
 from edgeq.graph import constant, consumers
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import QTYPES
@@ -46,7 +47,11 @@ class ChooseQParams(Pass):
     """Decide the parameters of activations from what calibration saw."""
 
     def run(self, model: ir.Model, context: Context) -> int:
-        """Fill `context.qparams`; return how many values it gained."""
+        """Fill `context.qparams`; return how many values it gained.
+
+        Raises:
+            ModelError: An output that the user wants as codes is a constant.
+        """
         assert context.calibration is not None, "choose-qparams runs after calibration"
         before = len(context.qparams)
         wanted = quantized_values(model, context)
@@ -98,8 +103,19 @@ def quantized_values(model: ir.Model, context: Context) -> list[ir.Value]:
             wanted |= dict.fromkeys(activation_inputs(node))
         if node in inside and node.op_type in ("Conv", "MatMul"):
             wanted[behind_clips(node.outputs[0])] = None
-    wanted |= dict.fromkeys(v for v in model.graph.outputs if v.name in context.output_types)
+    wanted |= dict.fromkeys(_outputs_as_codes(model, context))
     return [value for value in wanted if not _absorbed(value, context)]
+
+
+def _outputs_as_codes(model: ir.Model, context: Context) -> list[ir.Value]:
+    outputs = [v for v in model.graph.outputs if v.name in context.output_types]
+    for value in outputs:
+        if not is_activation(value):
+            raise ModelError(
+                f"output {value.name} cannot be given as codes: it is not computed from the inputs;"
+                " remove it from the outputs, or leave it float32"
+            )
+    return outputs
 
 
 def _source_of_codes(value: ir.Value) -> ir.Value:

@@ -102,6 +102,9 @@ REFUSED = {
     "frames as an output": (
         shapes.input_is_output, {"input_types": {"x": "uint8"}}, "remove it from the outputs"
     ),
+    "codes of a constant": (
+        unusual.outputs_alike, {"output_types": {"identity6": "uint8"}}, "not computed from the"
+    ),
     "no such output": (
         shapes.mlp, {"output_types": {"y": "uint8"}}, "--output-type y: the model has add4"
     ),
