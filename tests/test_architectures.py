@@ -157,3 +157,24 @@ def test_images_of_any_size(build: Architecture, batch: str | int, tmp_path: Pat
     for name in outputs:
         assert sqnr(expected[name], found[name]) > FLOOR
         assert simulated[name].tobytes() == found[name].tobytes()
+
+
+def test_floats_are_seen(tmp_path: Path) -> None:
+    """The checks above find what a user leaves in float: a linear op, and a chain of others."""
+    net = Net()
+    model = net.model(shapes.squared(net))
+    bundle = edgeq.compile(
+        model,
+        calibration=net.feeds(4),
+        output=tmp_path / "bundle",
+        keep_float=["add*", "mul*", "conv4"],
+        allow_unproven=["*"],
+    )
+    artifact = ir.load(bundle.artifact)
+    linear = [node for node in artifact.graph if node.op_type in LINEAR]
+    assert [n.name for n in linear if linear_group(n) is None] == ["conv4"]
+    assert floats_in_front(artifact) == []
+    bundle = edgeq.compile(
+        model, calibration=net.feeds(4), output=tmp_path / "other", keep_float=["add*", "mul*"]
+    )
+    assert sorted(floats_in_front(ir.load(bundle.artifact))) == ["add2 -> add3", "mul1 -> add3"]
