@@ -16,7 +16,7 @@ demo: $(VENV)/run.stamp ## Compile the digits classifier, check the bundle, say 
 	$(BIN)/edgeq compile samples/digits/digits.onnx --target ort-cpu \
 		--calibration samples/digits/calibration.npz \
 		--evaluation samples/digits/evaluation.npz --metric top1 -o $(DEMO) --force
-	$(BIN)/edgeq check $(DEMO) --evaluation samples/digits/evaluation.npz --metric top1
+	$(BIN)/edgeq check $(DEMO) --taps --evaluation samples/digits/evaluation.npz --metric top1
 	@echo "The report: $(CURDIR)/$(DEMO)/report.html"
 
 test: $(VENV)/test.stamp ## Run all tests; PYTEST="-k name" passes options on
