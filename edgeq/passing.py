@@ -6,8 +6,6 @@ A pass is a frozen dataclass in a file of its own under `passes/`; its fields ar
 """
 
 import dataclasses
-import importlib
-import pkgutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -15,8 +13,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from edgeq import by_name
 from edgeq.calibrate import Calibration, Samples
-from edgeq.errors import EdgeqError, PassError, RecipeError, UnknownNameError, suggest
+from edgeq.errors import EdgeqError, PassError, RecipeError, suggest
 from edgeq.graph import remove_dead
 from edgeq.numerics.affine import QParams
 from edgeq.recipe import Recipe
@@ -24,6 +23,8 @@ from edgeq.steps import Step as Step
 from edgeq.steps import format_steps as format_steps
 from edgeq.steps import parse_steps as parse_steps
 from edgeq.targeting import Capabilities
+
+PACKAGE = "edgeq.passes"
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Pass(ABC):
     @classmethod
     def name(cls) -> str:
         """The file's name: `passes/insert_qdq.py` is `insert-qdq`."""
-        return cls.__module__.rpartition(".")[2].replace("_", "-")
+        return by_name.own_name(cls)
 
     @abstractmethod
     def run(self, model: ir.Model, context: Context) -> int:
@@ -95,8 +96,7 @@ class PassRecord:
 
 def pass_names() -> list[str]:
     """Return the names of all passes."""
-    package = importlib.import_module("edgeq.passes")
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__))
+    return by_name.names(PACKAGE)
 
 
 def find_pass(name: str) -> type[Pass]:
@@ -105,19 +105,8 @@ def find_pass(name: str) -> type[Pass]:
     Raises:
         UnknownNameError: There is no such pass.
     """
-    names = pass_names()
-    if name not in names:
-        raise UnknownNameError(
-            f"no pass {name!r}{suggest(name, names)}; known passes: {', '.join(names)}"
-        )
-    module = importlib.import_module(f"edgeq.passes.{name.replace('-', '_')}")
-    classes = [
-        c
-        for c in vars(module).values()
-        if isinstance(c, type) and issubclass(c, Pass) and c.__module__ == module.__name__
-    ]
-    assert len(classes) == 1, f"{module.__name__} must define one Pass"
-    return classes[0]
+    found: type[Pass] = by_name.find(PACKAGE, name, Pass, "pass")
+    return found
 
 
 def make_pass(step: Step) -> Pass:

@@ -1,19 +1,17 @@
 """What a target is: what its device can do, how a model is lowered to it, and how it is run."""
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.errors import UnknownNameError, suggest
+from edgeq import by_name
 
+PACKAGE = "edgeq.targets"
 Feeds = Mapping[str, NDArray[Any]]
 
 
@@ -68,7 +66,7 @@ class Target(ABC):
     @classmethod
     def name(cls) -> str:
         """The file's name: `targets/ort_cpu.py` is `ort-cpu`."""
-        return cls.__module__.rpartition(".")[2].replace("_", "-")
+        return by_name.own_name(cls)
 
     @abstractmethod
     def lower(self, model: ir.Model) -> Artifact:
@@ -103,8 +101,7 @@ class Target(ABC):
 
 def target_names() -> list[str]:
     """Return the names of all targets."""
-    package = importlib.import_module("edgeq.targets")
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__))
+    return by_name.names(PACKAGE)
 
 
 def find_target(name: str) -> Target:
@@ -113,21 +110,5 @@ def find_target(name: str) -> Target:
     Raises:
         UnknownNameError: There is no such target.
     """
-    names = target_names()
-    if name not in names:
-        raise UnknownNameError(
-            f"no target {name!r}{suggest(name, names)}; known targets: {', '.join(names)}"
-        )
-    module = importlib.import_module(f"edgeq.targets.{name.replace('-', '_')}")
-    classes = [
-        c
-        for c in vars(module).values()
-        if isinstance(c, type) and issubclass(c, Target) and c.__module__ == module.__name__
-    ]
-    assert len(classes) == 1, f"{module.__name__} must define one Target"
-    return classes[0]()
-
-
-def as_arrays(names: Sequence[str], values: Sequence[Any]) -> dict[str, NDArray[Any]]:
-    """Pair names with arrays."""
-    return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+    found: type[Target] = by_name.find(PACKAGE, name, Target, "target")
+    return found()

@@ -31,7 +31,7 @@ LAYERS = {
     " observe"
     " histogram statistics clipping entropy weight_range weight_codes"
     " calibrate",
-    "targeting": "targeting",
+    "targeting": "by_name targeting",
     "passing": "passing request proofs",
     "passes!": "passes passes.* targets targets.*",
     "verify": "certify tolerance verify float_proofs fused_proofs integer_proofs"
