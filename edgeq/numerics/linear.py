@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.numerics import rows as by_rows
 from edgeq.numerics.parallel import GRAIN, blocks, for_each, parts
 from edgeq.numerics.scratch import scratch
 from edgeq.numerics.windows import Windows, at, deal, planes
@@ -87,11 +88,12 @@ class Bias:
         return cls(values, near, far)
 
     def add_to(self, acc: Array, channels: slice = slice(None)) -> None:
-        """Add to `acc` `(channels, columns)`, in place; the slice says which channels it has."""
-        acc += self.near[channels, None]
+        """Add to `acc` `(channels, ...)`, in place; the slice says which channels it has."""
+        shape = (-1,) + (1,) * (acc.ndim - 1)
+        acc += self.near[channels].reshape(shape)
         (far,) = np.nonzero(self.far[channels])
         if far.size:
-            acc[far] = acc[far].astype(np.float64) + self.values[channels][far, None]
+            acc[far] = acc[far].astype(np.float64) + self.values[channels][far].reshape(shape)
 
 
 def conv_weights(w: Array, groups: int) -> Array:
@@ -114,14 +116,13 @@ def conv_blocks(
         matrices: The weights, from `conv_weights`, in the dtype that carries the sums.
         layout: Where the windows lie.
         finish: Called with slices of samples, of output channels and along the first spatial
-            axis, and the accumulators `(channels, samples, rows, *rest)`, contiguous, which it
-            may destroy but not keep; spatial axes may be longer than the output: what lies beyond
-            is meaningless.
+            axis, and the accumulators `(channels, samples, rows, *rest)`, in any order in memory,
+            which it may destroy but not keep; spatial axes may be longer than the output: what
+            lies beyond is meaningless.
     """
     groups, per_group, depth = matrices.shape
     target = planes(layout)
     depthwise = depth == len(target.taps) and groups > 1 and per_group <= 4
-    work = _depthwise if depthwise else _product
     width = max(x.shape[1], groups * per_group) * target.area
     # Depthwise blocks are some channels of several samples: rows of memory as long as possible.
     samples = parts(len(x), GRAIN // 8 if depthwise else width)
@@ -130,10 +131,16 @@ def conv_blocks(
         part = x[samples[index]]
 
         def done(channels: slice, rows: slice, acc: Array) -> None:
-            shape = (len(acc), len(part), -1, *target.sizes[1:])
-            finish(samples[index], channels, rows, acc.reshape(shape))
+            finish(samples[index], channels, rows, acc)
 
-        work(deal(part, layout, zero_point), zero_point, matrices, layout, done)
+        def flat(channels: slice, rows: slice, acc: Array) -> None:
+            done(channels, rows, acc.reshape(len(acc), len(part), -1, *target.sizes[1:]))
+
+        if not depthwise and by_rows.suits(layout, len(part)):
+            _row_product(part, zero_point, matrices, layout, done)
+            return
+        work = _depthwise if depthwise else _product
+        work(deal(part, layout, zero_point), zero_point, matrices, layout, flat)
 
     for_each(len(samples), one, worthwhile=len(x) * width > GRAIN // 8)
 
@@ -179,6 +186,22 @@ def _product(dealt: Array, zero_point: int, matrices: Array, layout: Windows, do
             np.matmul(matrices[group], columns, out=acc[:, :valid])
             acc[:, valid:] = 0
             done(outputs, rows, acc)
+
+
+def _row_product(x: Array, zero_point: int, matrices: Array, layout: Windows, done: _Done) -> None:
+    """One matrix product per output row, of operands that overlap in memory."""
+    groups, per_group, depth = matrices.shape
+    channels, length = x.shape[1] // groups, len(x) * int(np.prod(layout.output[1:]))
+    width = depth // layout.kernel[0] * layout.strides[0] * length
+    for group in range(groups):
+        members = x[:, group * channels : (group + 1) * channels]
+        outputs = slice(group * per_group, (group + 1) * per_group)
+        for rows in blocks(layout.output[0], width):
+            columns = by_rows.columns(members, layout, rows, zero_point, matrices.dtype)
+            acc = scratch("acc", (len(columns), per_group, length), matrices.dtype)
+            np.matmul(matrices[group], columns, out=acc)
+            acc = acc.reshape(*acc.shape[:2], len(x), *layout.output[1:])
+            done(outputs, rows, np.moveaxis(acc, 0, 2))
 
 
 def _depthwise(

@@ -5,7 +5,7 @@ Each part writes its own memory, so the result does not depend on how many threa
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from itertools import pairwise
 
@@ -36,7 +36,12 @@ def for_each(count: int, work: Callable[[int], None], *, worthwhile: bool = True
             work(index)
 
     with single_threaded():
-        for future in [_pool().submit(drain) for _ in range(THREADS)]:
+        others = [_pool().submit(drain) for _ in range(min(THREADS, count) - 1)]
+        try:
+            drain()
+        finally:
+            wait(others)
+        for future in others:
             future.result()
 
 

@@ -46,11 +46,12 @@ class Finish:
         return np.dtype(np.float32) if self.y is None else self.y.qtype.dtype
 
     def __call__(self, acc: Array, rows: slice = slice(None)) -> Array:
-        """Return what becomes of `acc` `(rows, columns)`, which may be destroyed, in float32.
+        """Return what becomes of `acc` `(rows, ...)`, which may be destroyed, in float32.
 
         `rows` says which rows of `scale` these are.
         """
         scale = self.scale[rows] if len(self.scale) > 1 else self.scale
+        scale = scale.reshape(scale.shape + (1,) * (acc.ndim - 2))
         if self.y is None:
             return acc.astype(np.float32, copy=False) * scale
         return requantize_in_place(acc, scale, int(self.y.zero_point), self.y.qtype)
@@ -158,11 +159,9 @@ def _conv(group: LinearGroup, finish: Finish) -> Callable[..., Array]:
         out = np.empty((len(x), len(w), *layout.output), finish.dtype)
 
         def store(samples: slice, channels: slice, rows: slice, acc: Array) -> None:
-            flat = acc.reshape(len(acc), -1)
             if offset is not None:
-                offset.add_to(flat, channels)
-            done = finish(flat, channels).reshape(acc.shape)
-            linear.put(out, samples, channels, rows, done)
+                offset.add_to(acc, channels)
+            linear.put(out, samples, channels, rows, finish(acc, channels))
 
         linear.conv_blocks(x, zero, matrices, layout, store)
         return out
