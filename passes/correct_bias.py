@@ -8,7 +8,8 @@ calibration samples and taken out of the int32 bias, which costs nothing at run 
 are corrected in graph order, each with the inputs that the corrected layers in front of it make:
 all samples in use go through the simulator in lockstep.
 
-The number of samples in use is bounded by memory, not by the calibration set.
+A layer without a bias gets one. The number of samples in use is bounded by memory, not by the
+calibration set.
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.calibrate import calibrate
+from edgeq.graph import Editor, int_attribute
 from edgeq.numerics.qtype import INT32
 from edgeq.passing import Context, Pass
 from edgeq.qdq import REAL_NAME, LinearGroup, linear_group
@@ -45,8 +47,9 @@ class CorrectBias(Pass):
     def run(self, model: ir.Model, context: Context) -> int:
         """Change bias initializers; return in how many layers."""
         assert context.reference is not None, "correct-bias compares with the float model"
-        groups = [g for node in model.graph if (g := linear_group(node)) is not None]
-        groups = [g for g in groups if g.bias is not None and g.node.op_type in ("Conv", "Gemm")]
+        editor = Editor(model.graph)
+        nodes = [node for node in model.graph if node.op_type in ("Conv", "Gemm")]
+        groups = [g for node in nodes if (g := _with_bias(node, editor)) is not None]
         if not groups:
             return 0
         simulator = Simulator(model)
@@ -59,6 +62,33 @@ class CorrectBias(Pass):
         first = next(iter(context.samples))
         largest = max(array.nbytes for array in simulator.run(first, "all").values())
         return max(1, min(self.samples, self.megabytes * 2**20 // max(largest, 1)))
+
+
+def _with_bias(node: ir.Node, editor: Editor) -> LinearGroup | None:
+    """Return the integer group of `node`; one without a bias gets one of zeros."""
+    group = linear_group(node)
+    if group is None or group.bias is not None:
+        return group
+    weight = group.w.array
+    if weight is None:
+        return None
+    axis = 1 if node.op_type == "Gemm" and not int_attribute(node, "transB", 0) else 0
+    scale = np.asarray(group.x.qparams.scale * group.w.qparams.scale, np.float32)
+    name = node.outputs[0].name
+    codes = np.zeros(weight.shape[axis], np.int32)
+    parts = (("q", codes), ("scale", scale), ("zero_point", np.zeros(scale.shape, np.int32)))
+    bias = editor.node(
+        "DequantizeLinear",
+        [editor.initializer(f"{name}_bias_{part}", array) for part, array in parts],
+        f"{name}_bias_dq",
+        attributes={"axis": 0} if scale.ndim else {},
+        dtype=ir.DataType.FLOAT,
+        shape=codes.shape,
+    )
+    editor.insert_before(node, [bias])
+    node.resize_inputs(3)
+    node.replace_input_with(2, bias)
+    return linear_group(node)
 
 
 def _float_means(
@@ -74,7 +104,10 @@ def _float_means(
         real = name if name in known else group.output.metadata_props.get(REAL_NAME, "")
         if real in known:
             names[name] = real
-    statistics = calibrate(context.reference, feeds, list(names.values())).statistics
+    seen = context.calibration
+    if seen is None or seen.samples != len(feeds):
+        seen = calibrate(context.reference, feeds, list(names.values()))
+    statistics = seen.statistics
     return {name: statistics[real].channel_mean for name, real in names.items()}
 
 

@@ -145,11 +145,15 @@ def test_samples_are_bounded(option, used):
     assert max(np.abs(e).max() for e in errors(model, reference).values()) > 1
 
 
-def test_layers_without_a_bias_stay():
+def test_layers_without_a_bias_get_one():
     reference = model_of(bias=False)
     model, context = quantized(reference)
+    assert [g.bias is None for g in groups(model)] == [True, True, False]
     (record,) = run_pipeline(PASS, model, context)
-    assert record.rewrites == 1  # the Gemm alone has one
+    assert record.rewrites == 3
+    found = errors(model, reference)
+    assert list(found) == ["p", "q", "y"]
+    assert max(np.abs(e).max() for e in found.values()) <= 0.501
 
 
 def test_layers_that_are_outputs():
