@@ -3,10 +3,10 @@
     python -m benchmarks.deployed [CASE]... [--bundles FOLDER]
 
 One thread, batch 1, ONNX Runtime's default level; edgeq runs in `Bundle.session()`. The three
-models take turns in one process, the first to go changing every round, so that whatever else the machine
-does hits them alike; figures are medians. Exit status 1 if edgeq / quantize_static is above 1.10 as
-geometric mean or above 1.25 anywhere, or if edgeq is not faster than float where float takes over
-0.3 ms.
+models take turns in one process, the first to go changing every round, so that whatever else the
+machine does hits them alike; figures are medians. Exit status 1 if edgeq / quantize_static is above
+1.10 as geometric mean or above 1.25 anywhere, or if edgeq is not faster than float where float
+takes over 0.3 ms.
 """
 
 import argparse
