@@ -1,7 +1,7 @@
 """The reference executor: what a quantized model means, bit by bit.
 
 Integer linear groups run as one step on codes; everything else runs node by node, in float32, as
-single IEEE operations. numpy only.
+single IEEE operations, or is looked up in what these make of all codes. numpy only.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,56 +12,18 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.errors import DataError, EdgeqError, ModelError, suggest
+from edgeq.errors import DataError, suggest
 from edgeq.operators import OPERATORS
-from edgeq.operators.binding import bind, describe
+from edgeq.operators.binding import bind
+from edgeq.operators.code_tables import look_up_codes
 from edgeq.operators.integer import dynamic_operands, integer_kernel
+from edgeq.operators.step import Step as Step
+from edgeq.operators.step import needed
 from edgeq.qdq import LinearGroup, linear_group
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 Taps = Sequence[str] | Literal["all"]
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One thing to execute: a node, or an integer linear group.
-
-    Attributes:
-        node: The node; of a group, the linear op.
-        inputs: Names of the values that it reads, constants left out.
-        outputs: Names of the values that it makes; empty where nobody wants one.
-        arguments: What the kernel is called with: a value's name, a constant, or None.
-        kernel: The function.
-    """
-
-    node: ir.Node
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    arguments: tuple[str | Array | None, ...]
-    kernel: Callable[..., tuple[Array, ...]]
-
-    def execute(self, env: dict[str, Array]) -> None:
-        """Read the inputs from `env` and put the outputs there.
-
-        Raises:
-            ModelError: The shapes do not fit together; the message names the node.
-        """
-        arguments = [env[a] if isinstance(a, str) else a for a in self.arguments]
-        try:
-            results = self.kernel(*arguments)
-        except EdgeqError as error:
-            raise type(error)(_located(self.node, error)) from None
-        except (ValueError, IndexError) as error:
-            raise ModelError(_located(self.node, error)) from error
-        for name, result in zip(self.outputs, results, strict=False):
-            if name:
-                env[name] = np.asarray(result)
-
-
-def _located(node: ir.Node, error: Exception) -> str:
-    where = describe(node)
-    return str(error) if where in str(error) else f"{where}: {error}"
 
 
 @dataclass(frozen=True)
@@ -142,19 +104,20 @@ class Simulator:
 
     def _settle(self) -> None:
         """Evaluate what is constant and needed, once, and bind constants to the other steps."""
-        needed = {id(s) for s in _needed(self._all, self._outputs)}
+        used = {id(s) for s in needed(self._all, self._outputs)}
         settled: list[Step] = []
         folded: list[Step] = []
         for step in self._all:
             constant = all(name in self._constants for name in step.inputs)
-            if constant and id(step) in needed:
+            if constant and id(step) in used:
                 step.execute(self._constants)
                 folded.append(step)
                 continue
             settled.append(self._bound(step))
         self._folded = folded
         self._settled = settled
-        self.steps = _needed(settled, self._outputs)
+        self._fast = look_up_codes(settled)
+        self.steps = needed(self._fast, self._outputs)
         self._plans: dict[tuple[str, ...], _Plan] = {}
 
     def _bound(self, step: Step) -> Step:
@@ -238,7 +201,7 @@ class Simulator:
         for name in wanted:
             if name not in known:
                 raise DataError(f"the model has no value {name!r}{suggest(name, sorted(known))}")
-        steps = _needed(self._settled, wanted)
+        steps = needed(self._fast, wanted)
         used = set(wanted)
         last: list[tuple[str, ...]] = []
         for step in reversed(steps):
@@ -269,17 +232,6 @@ class Simulator:
                 )
             env[name] = array
         return env
-
-
-def _needed(steps: Sequence[Step], wanted: Iterable[str]) -> tuple[Step, ...]:
-    """Return the steps, in order, that `wanted` values depend on."""
-    names, kept = set(wanted), []
-    for step in reversed(steps):
-        if names.isdisjoint(step.outputs):
-            continue
-        names.update(step.inputs)
-        kept.append(step)
-    return tuple(reversed(kept))
 
 
 def _signature(value: ir.Value) -> str:
