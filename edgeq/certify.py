@@ -6,17 +6,31 @@ is computed from its float result is "inherited", not reported again, and codes 
 any codes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from edgeq.exactness import DETERMINED, UNPROVEN, Fact, Grid, Unproven, grid, grid_of, join
+from edgeq.exactness import (
+    DETERMINED,
+    UNPROVEN,
+    Fact,
+    Grid,
+    Unproven,
+    grid,
+    grid_of,
+    grid_of_parts,
+    join,
+)
 from edgeq.float_proofs import Reason, prove_float
 from edgeq.fused_proofs import prove_fused
 from edgeq.fusion_checks import is_requantization
 from edgeq.graph import constant
 from edgeq.integer_proofs import prove_integer
+from edgeq.numerics.affine import Codes, QParams
+from edgeq.numerics.magnitudes import pieces
 from edgeq.numerics.qtype import QTYPES
 from edgeq.qdq import linear_group, operand, quantize_node
 from edgeq.targeting import Capabilities
@@ -141,7 +155,7 @@ def _dequantize(node: ir.Node, inputs: list[Fact | None]) -> Reason:
             return Reason("ieee", f"{detail}, parameters computed at run time", DETERMINED)
         return Reason("ieee", detail, DETERMINED)
     if found.array is not None:
-        return Reason("ieee", detail, grid_of(found.qparams.dequantize(found.array)))
+        return Reason("ieee", detail, grid_of_parts(_reals(found.array, found.qparams)))
     scale = np.atleast_1d(found.qparams.scale)
     fractions = np.frexp(scale)[0]
     codes = inputs[0]
@@ -150,6 +164,16 @@ def _dequantize(node: ir.Node, inputs: list[Fact | None]) -> Reason:
     zeros = np.atleast_1d(found.qparams.zero_point)
     low, high = ((bound - zeros) * scale for bound in (codes.low, codes.high))
     return Reason("ieee", detail, grid(float(scale.min()), float(low.min()), float(high.max())))
+
+
+def _reals(codes: Codes, qparams: QParams) -> Iterator[NDArray[np.float32]]:
+    """Yield what constant codes stand for, a few channels at a time."""
+    if not codes.ndim:
+        yield qparams.dequantize(codes)
+        return
+    axis = qparams.axis or 0
+    for piece in pieces(codes.shape, axis):
+        yield qparams.of_channels(piece).dequantize(codes[(slice(None),) * axis + (piece,)])
 
 
 MERGES_PAIRS = "session.disable_double_qdq_remover"

@@ -8,6 +8,7 @@ are. `UNPROVEN` says that neither is known.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 EXACT_STEPS = 2**24
+_PART = 2**18  # elements of a constant that are examined at a time
 _SMALLEST = 2.0**-126  # steps are normal numbers: some CPUs flush others to zero
 
 
@@ -88,17 +90,37 @@ def grid_of(array: NDArray[Any]) -> Fact:
         if not array.size:
             return grid(1.0, 0.0, 0.0)
         return grid(1.0, float(array.min()), float(array.max()))
-    values = np.asarray(array, np.float64).reshape(-1)
-    if not np.all(np.isfinite(values)):
-        return DETERMINED
-    nonzero = values[values != 0]
+    values = array.reshape(-1)
+    return grid_of_parts(values[start : start + _PART] for start in range(0, values.size, _PART))
+
+
+def grid_of_parts(parts: Iterable[NDArray[Any]]) -> Fact:
+    """Return the coarsest grid that holds all of several float arrays.
+
+    They are read one at a time, and not beyond the first that no exact grid can hold.
+    """
+    step, low, high = math.inf, math.inf, -math.inf
+    for part in parts:
+        values = np.asarray(part, np.float64).reshape(-1)
+        if not values.size:
+            continue
+        if not np.all(np.isfinite(values)):
+            return DETERMINED
+        step = min(step, _step(values[values != 0]))
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if math.isfinite(step) and not Grid(step, low, high).exact:
+            return DETERMINED
+    return grid(step, low, high) if math.isfinite(step) else grid(1.0, 0.0, 0.0)
+
+
+def _step(nonzero: NDArray[np.float64]) -> float:
+    """Return the largest power of two that divides all of `nonzero`; infinity if there is none."""
     if not nonzero.size:
-        return grid(1.0, 0.0, 0.0)
+        return math.inf
     fraction, exponent = np.frexp(nonzero)
     digits = np.abs(np.ldexp(fraction, 53)).astype(np.int64)
     lowest = np.log2((digits & -digits).astype(np.float64)).astype(np.int64)
-    step = 2.0 ** int((exponent + lowest - 53).min())
-    return grid(step, float(values.min()), float(values.max()))
+    return 2.0 ** int((exponent + lowest - 53).min())
 
 
 def join(*facts: Fact) -> Fact:

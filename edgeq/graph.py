@@ -1,7 +1,7 @@
 """Reading and editing `onnx_ir` graphs: constants, attributes, consumers, fresh names, text."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,10 @@ import onnx.printer
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeq.errors import ModelError
+
 OPSET = 21  # every model inside edgeq has this opset: int4 and blocked QDQ exist, ORT runs it
+MESSAGE_LIMIT = 2**31 - 2**20  # one protobuf message is below 2 GiB; leave room for the graph
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -213,11 +216,14 @@ def to_text(model: ir.Model) -> str:
     return onnx.printer.to_text(proto)
 
 
-def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """Return the model as one message, weights that lie in external files included."""
+def to_proto(model: ir.Model, *, but: Collection[str] = ()) -> onnx.ModelProto:
+    """Return the model as one message, weights that lie in external files included.
+
+    Initializers named in `but` stay external.
+    """
     proto = ir.to_proto(model)
     for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and tensor.name not in but:
             array = model.graph.initializers[tensor.name].const_value
             assert array is not None
             tensor.ClearField("external_data")
@@ -226,9 +232,20 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def to_bytes(model: ir.Model) -> bytes:
-    """Return the serialized model: the same bytes for the same graph, wherever its weights lie."""
-    data: bytes = to_proto(model).SerializeToString(deterministic=True)
+def to_bytes(model: ir.Model, *, but: Collection[str] = ()) -> bytes:
+    """Return the serialized model: the same bytes for the same graph, wherever its weights lie.
+
+    Raises:
+        ModelError: It is too large for one message.
+    """
+    tensors = [v.const_value for name, v in model.graph.initializers.items() if name not in but]
+    size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    if size > MESSAGE_LIMIT:
+        raise ModelError(
+            f"the weights of {model.graph.name or 'the model'} take {size / 2**30:.2f} GiB, and one"
+            " ONNX file holds 2 GiB; divide the model into several"
+        )
+    data: bytes = to_proto(model, but=but).SerializeToString(deterministic=True)
     return data
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from edgeq.exactness import DETERMINED, UNPROVEN
 from edgeq.float_proofs import Reason
 from edgeq.graph import int_attribute, static_shape
-from edgeq.numerics.affine import QParams, along
+from edgeq.numerics.affine import QParams
+from edgeq.numerics.magnitudes import magnitude_sums
 from edgeq.qdq import LinearGroup, Operand
 from edgeq.targeting import Capabilities
 
@@ -62,13 +63,14 @@ def _weight_sums(node: ir.Node, w: Operand) -> NDArray[np.int64] | None:
         shape = static_shape(w.codes)
         length = _dynamic_length(node, w.codes if shape is None else None, shape)
         return None if length is None else np.array([length * reach(w.qparams)])
-    zero = along(w.qparams.zero_point, w.qparams.axis, w.array.ndim)
-    units = np.abs(w.array.astype(np.int64) - zero)
+    ndim = w.array.ndim
     if node.op_type == "Conv":
-        return np.asarray(units.reshape(len(units), -1).sum(1))
-    if node.op_type == "Gemm":
-        return np.asarray(units.sum(1 if int_attribute(node, "transB", 0) else 0))
-    return np.asarray(units.sum(-2).reshape(-1) if units.ndim > 1 else units.sum(keepdims=True))
+        over = tuple(range(1, ndim))
+    elif node.op_type == "Gemm":
+        over = (1 if int_attribute(node, "transB", 0) else 0,)
+    else:
+        over = (max(0, ndim - 2),)
+    return magnitude_sums(w.array, w.qparams.zero_point, w.qparams.axis, over).reshape(-1)
 
 
 def _dynamic_length(

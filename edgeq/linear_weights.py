@@ -55,6 +55,20 @@ def linear_weights(node: ir.Node) -> LinearWeights | None:
 
     A Gemm must have alpha and beta 1; its second operand is the constant one.
     """
+    found = _stored(node)
+    if found is None:
+        return None
+    weight, bias, axis, group_axis = found
+    return LinearWeights(weight.astype(np.float64), bias, axis, group_axis)
+
+
+def has_linear_weights(node: ir.Node) -> bool:
+    """Whether `linear_weights` finds any; nothing is copied."""
+    return _stored(node) is not None
+
+
+def _stored(node: ir.Node) -> tuple[NDArray[np.float32], Float64, int, int | None] | None:
+    """Return the weight as it is stored, the bias, the output axis and the axis of groups."""
     if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
         return None
     weight = constant(node.inputs[1])
@@ -80,7 +94,7 @@ def linear_weights(node: ir.Node) -> LinearWeights | None:
         ):
             return None
         bias = np.broadcast_to(array.astype(np.float64).reshape(-1), (outputs,)).copy()
-    return LinearWeights(weight.astype(np.float64), bias, axis, group_axis)
+    return weight, bias, axis, group_axis
 
 
 def set_linear_weights(node: ir.Node, weights: LinearWeights, editor: Editor) -> None:

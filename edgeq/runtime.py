@@ -5,9 +5,8 @@ Nothing is printed: warnings are for developers of models, and a session that fa
 """
 
 import os
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+import weakref
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -17,14 +16,21 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgeq.errors import ModelError
-from edgeq.graph import to_bytes
+from edgeq.graph import clone, to_bytes
 
 Array: TypeAlias = NDArray[Any]
 Session: TypeAlias = ort.InferenceSession
 
 PROVIDERS = ("CPUExecutionProvider",)
 ERROR = 3  # ONNX Runtime's severity: warnings, that of a written optimized model too, are less
-MESSAGE_LIMIT = 2**31 - 2**20  # one protobuf message is below 2 GiB; leave room for the graph
+SHARED = 2**20  # bytes; larger weights are not serialized for a session
+_SHARED_TYPES = (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32)
+_BESIDE = MappingProxyType(
+    {
+        "session.optimized_model_external_initializers_file_name": "weights.bin",
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(SHARED),
+    }
+)
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 LEVELS = MappingProxyType(
     {
@@ -47,11 +53,12 @@ def make_session(
     """Open a session on the CPU provider.
 
     Args:
-        model: A model, or one serialized. Models beyond 2 GiB pass through a temporary folder.
+        model: A model, or one serialized. Large weights of a model are used where they lie, by any
+            number of sessions; kernels may keep a packed copy of their own.
         options: ONNX Runtime's session configuration entries, by its own keys.
         threads: Threads within an operator; operators run one after the other.
         level: How far the graph is optimized: `none`, `basic`, `extended` or `all`.
-        optimized_path: Where to write the optimized model.
+        optimized_path: Where to write the optimized model; its weights are put beside it.
 
     Raises:
         ModelError: ONNX Runtime refuses the model; the message is its own.
@@ -59,14 +66,19 @@ def make_session(
     settings = _settings(options, threads, level)
     if optimized_path is not None:
         settings.optimized_model_filepath = os.fspath(optimized_path)
+        for key, value in _BESIDE.items():
+            settings.add_session_config_entry(key, value)
     if isinstance(model, bytes):
         return _open(model, settings)
-    if _weight_bytes(model) <= MESSAGE_LIMIT:
+    shared = shareable(model)
+    if not shared:
         return _open(to_bytes(model), settings)
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
-        path = Path(folder) / "model.onnx"
-        save_large(model, path)
-        return _open(str(path), settings)
+    # The session reads these where they lie: they must live as long as it does.
+    weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in shared.values()]
+    settings.add_external_initializers(list(shared), weights)
+    session = _open(_shell(model, shared), settings)
+    weakref.finalize(session, weights.clear)
+    return session
 
 
 def run(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -76,14 +88,28 @@ def run(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
 
 
-def save_large(model: ir.Model, path: Path) -> None:
-    """Write `model` to `path`, its weights in a file beside it; `model` is left as it was."""
-    ir.save(model, path, external_data=f"{path.name}.data")
+def shareable(model: ir.Model) -> dict[str, Array]:
+    """Return the large weights by name, in the form in which ONNX Runtime can use them in place."""
+    found = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes <= SHARED or tensor.dtype not in _SHARED_TYPES:
+            continue
+        found[name] = np.require(tensor.numpy(), requirements=("C", "A"))
+    return found
 
 
-def _weight_bytes(model: ir.Model) -> int:
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+def _shell(model: ir.Model, without: Collection[str]) -> bytes:
+    """Return the serialized model, the weights `without` left aside: it says that they exist."""
+    shell = clone(model)
+    for name in without:
+        value = shell.graph.initializers[name]
+        tensor = value.const_value
+        assert tensor is not None
+        value.const_value = ir.ExternalTensor(
+            "given", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+        )
+    return to_bytes(shell, but=without)
 
 
 def _settings(options: Mapping[str, str], threads: int, level: str) -> Any:  # noqa: ANN401

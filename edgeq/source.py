@@ -11,6 +11,8 @@ from edgeq.errors import ModelError
 from edgeq.graph import clone, to_bytes
 from edgeq.load import Loaded, load_model, normalize, refuse_quantized
 
+SERIALIZED = 2**27  # bytes of weights from which on they alone count as the size of a model
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -42,7 +44,10 @@ def read_source(model: object) -> Source:
     refuse_quantized(loaded.model)
     weights = sum(v.const_value.nbytes for v in loaded.model.graph.initializers.values()
                   if v.const_value is not None)  # fmt: skip
-    size = Path(str(model)).stat().st_size if _is_file(model) else len(to_bytes(loaded.model))
+    if _is_file(model):
+        size = Path(str(model)).stat().st_size
+    else:
+        size = len(to_bytes(loaded.model)) if weights < SERIALIZED else 0
     return Source(name, loaded.model, loaded.notes, max(size, weights))
 
 

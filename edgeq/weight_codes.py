@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.numerics.affine import Codes, QParams, quantize
+from edgeq.numerics.magnitudes import pieces
 from edgeq.numerics.qtype import INT32, QTYPES
 from edgeq.numerics.scale import choose_qparams
 from edgeq.recipe import QuantSpec
@@ -55,10 +56,7 @@ def encode(
     qparams = weight_qparams(weight, spec, axis, limit)
     if bias is not None:
         qparams = _room_for_bias(qparams, x, bias, spec, bias_limit)
-    codes = qparams.quantize(weight)
-    if qparams.qtype.signed:  # a clipped weight saturates: to the limit, not to qmin
-        limit = min(limit, qparams.qtype.qmax)
-        codes = np.clip(codes.astype(np.int32), -limit, limit).astype(codes.dtype)
+    codes = _codes(weight, qparams, limit)
     if bias is None:
         return WeightCodes(codes, qparams, None, None)
     scale = np.asarray(x.scale * qparams.scale, np.float32)
@@ -66,6 +64,27 @@ def encode(
     bias_qparams = QParams(INT32, scale, zero, None if scale.ndim == 0 else 0)
     bias_codes = quantize(bias.reshape(-1), scale, zero, INT32, bias_qparams.axis)
     return WeightCodes(codes, qparams, bias_codes, bias_qparams)
+
+
+def _codes(weight: Float32, qparams: QParams, limit: int) -> Codes:
+    """Return the codes of a weight, a few channels at a time: it may be large."""
+    if not weight.ndim:
+        return _limited(qparams.quantize(weight), qparams, limit)
+    codes = np.empty(weight.shape, qparams.qtype.dtype)
+    axis = qparams.axis or 0
+    for piece in pieces(weight.shape, axis):
+        place = (slice(None),) * axis + (piece,)
+        mine = qparams.of_channels(piece)
+        codes[place] = _limited(mine.quantize(weight[place]), mine, limit)
+    return codes
+
+
+def _limited(codes: Codes, qparams: QParams, limit: int) -> Codes:
+    """Return codes within the limit: a clipped weight saturates to it, not to qmin."""
+    if not qparams.qtype.signed:
+        return codes
+    limit = min(limit, qparams.qtype.qmax)
+    return np.clip(codes.astype(np.int32), -limit, limit).astype(codes.dtype)
 
 
 def weight_qparams(weight: Float32, spec: QuantSpec, axis: int | None, limit: int) -> QParams:

@@ -1,9 +1,12 @@
 """The clipping range of a weight, per channel or per tensor: known values, so errors are exact."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.numerics.affine import QParams, along
+from edgeq.numerics.magnitudes import PIECE
 from edgeq.numerics.scale import choose_qparams
 from edgeq.recipe import QuantSpec
 
@@ -26,11 +29,30 @@ def choose_weight_range(
         limit: Largest magnitude of a symmetric code.
     """
     rows = np.moveaxis(weight, axis, 0) if axis is not None else weight[None]
-    rows = rows.reshape(len(rows), -1).astype(np.float32)
+    rows = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
+    low, high = np.empty(len(rows)), np.empty(len(rows))
+    for part in _parts(*rows.shape):
+        low[part], high[part] = _row_ranges(rows[part], spec, limit)
+    return (low, high) if axis is not None else (low.reshape(()), high.reshape(()))
+
+
+def _parts(rows: int, columns: int) -> Iterator[slice]:
+    """Yield slices of about `PIECE` elements, none of them one row of several.
+
+    numpy sums the elements of a lone row in another order than those of a row among others.
+    """
+    count = max(2, PIECE // max(1, columns))
+    start = 0
+    while start < rows:
+        stop = start + count if rows - start - count > 1 else rows
+        yield slice(start, stop)
+        start = stop
+
+
+def _row_ranges(rows: NDArray[np.float32], spec: QuantSpec, limit: int) -> tuple[Float64, Float64]:
     low = np.minimum(rows.min(1, initial=0), 0).astype(np.float64)
     high = np.maximum(rows.max(1, initial=0), 0).astype(np.float64)
-    low, high = _search(rows, low, high, spec, limit)
-    return (low, high) if axis is not None else (low.reshape(()), high.reshape(()))
+    return _search(rows, low, high, spec, limit)
 
 
 def _search(

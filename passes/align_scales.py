@@ -20,7 +20,13 @@ import onnx_ir as ir
 
 from edgeq.calibrate import Calibration, calibrate
 from edgeq.graph import Editor, constant
-from edgeq.linear_weights import behind_affine, input_channels, linear_weights, set_linear_weights
+from edgeq.linear_weights import (
+    behind_affine,
+    has_linear_weights,
+    input_channels,
+    linear_weights,
+    set_linear_weights,
+)
 from edgeq.numerics.qtype import QTYPES
 from edgeq.observe import choose_range
 from edgeq.passing import Context, Pass
@@ -97,7 +103,7 @@ class _Groups:
 
 
 def _is_linear(node: ir.Node) -> bool:
-    return node.op_type in ("Conv", "Gemm") and linear_weights(node) is not None
+    return node.op_type in ("Conv", "Gemm") and has_linear_weights(node)
 
 
 def _moves_all(node: ir.Node) -> bool:

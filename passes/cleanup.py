@@ -28,7 +28,7 @@ from edgeq.simplify import simplify_nodes
 # attention would make three weights share one observer.
 SKIPPED = ["fuse_pad_into_conv", "fuse_pad_into_pool", "fuse_qkv"]
 WEIGHTS_SHOWN = 2**20  # bytes; above this onnxsim gets no values where weights sum up to a lot
-WEIGHTS_TOTAL = 2**29
+WEIGHTS_TOTAL = 2**28
 GROWTH = 2**24  # bytes; folding an Expand can make a small graph huge
 
 

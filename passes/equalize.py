@@ -25,8 +25,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.calibrate import calibrate
-from edgeq.graph import Editor, consumers, int_attribute
-from edgeq.linear_weights import behind_affine, linear_weights, set_linear_weights
+from edgeq.graph import Editor, constant, consumers, int_attribute
+from edgeq.linear_weights import (
+    behind_affine,
+    has_linear_weights,
+    linear_weights,
+    set_linear_weights,
+)
 from edgeq.observe import Statistics
 from edgeq.passing import Context, Pass
 
@@ -128,7 +133,7 @@ def noise(factors: Float64, magnitude: Float64, power: Float64, matrix: Matrix) 
 
 def _link(node: ir.Node, context: Context) -> Link | None:
     """Return the link behind `node`, a linear op, if its channels can be scaled."""
-    if node.op_type not in ("Conv", "Gemm") or linear_weights(node) is None:
+    if node.op_type not in ("Conv", "Gemm") or not has_linear_weights(node):
         return None
     if context.keep_float(node):
         return None
@@ -149,16 +154,14 @@ def _link(node: ir.Node, context: Context) -> Link | None:
 
 
 def _reads_channels(reader: ir.Node, value: ir.Value, maker: ir.Node) -> bool:
-    if reader.op_type != maker.op_type or linear_weights(reader) is None:
+    if reader.op_type != maker.op_type or not has_linear_weights(reader):
         return False
     if reader.inputs[0] is not value:
         return False
     if reader.op_type == "Gemm":
         return True
-    weights = linear_weights(reader)
-    group = int_attribute(reader, "group", 1)
-    assert weights is not None
-    return group == 1 or weights.weight.shape[1] == 1
+    weight = constant(reader.inputs[1])
+    return int_attribute(reader, "group", 1) == 1 or (weight is not None and weight.shape[1] == 1)
 
 
 def _matrix(reader: ir.Node) -> Matrix:

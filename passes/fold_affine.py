@@ -25,6 +25,7 @@ from edgeq.graph import (
 )
 from edgeq.linear_weights import (
     behind_affine,
+    has_linear_weights,
     has_padding,
     input_channels,
     linear_weights,
@@ -89,7 +90,7 @@ def _into_consumers(affine: AffineNode, editor: Editor) -> bool:
 
 def _takes(reader: ir.Node, affine: AffineNode) -> bool:
     output = affine.node.outputs[0]
-    if reader.op_type not in ("Conv", "Gemm") or linear_weights(reader) is None:
+    if reader.op_type not in ("Conv", "Gemm") or not has_linear_weights(reader):
         return False
     if [v is output for v in reader.inputs].count(True) != 1 or reader.inputs[0] is not output:
         return False

@@ -45,6 +45,7 @@ from edgeq.graph import (
 from edgeq.linear_weights import (
     LinearWeights,
     behind_affine,
+    has_linear_weights,
     has_padding,
     input_channels,
     linear_weights,
@@ -153,7 +154,7 @@ def _channels(node: ir.Node, found: _Normalised) -> tuple[Float64, Float64] | No
 
 
 def _takes(node: ir.Node, found: _Normalised) -> bool:
-    if node.op_type not in ("Conv", "Gemm") or linear_weights(node) is None:
+    if node.op_type not in ("Conv", "Gemm") or not has_linear_weights(node):
         return False
     if node.inputs[0] is not found.value or list(node.inputs).count(found.value) != 1:
         return False

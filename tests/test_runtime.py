@@ -1,15 +1,18 @@
 """Sessions on ONNX Runtime: what they take, what they say, and that they print nothing."""
 
+import gc
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import edgeq.graph
 import edgeq.runtime
 from edgeq.errors import ModelError
 from edgeq.graph import to_bytes
-from edgeq.runtime import LEVELS, make_session, run, save_large
+from edgeq.runtime import LEVELS, make_session, run
 
 X = np.random.default_rng(0).normal(size=(2, 2, 5, 5)).astype(np.float32)
 
@@ -64,20 +67,35 @@ def test_what_is_no_model(junk, capfd):
     assert captured.out == captured.err == ""
 
 
-def test_large_models_pass_through_a_folder(tiny_float, monkeypatch, tmp_path):
+def test_large_weights_are_used_where_they_lie(tiny_float, monkeypatch, tmp_path):
     model = ir.from_proto(tiny_float)
     expected = run(make_session(model), {"x": X})["y"]
     before = to_bytes(model)
-    folders = []
+    monkeypatch.setattr(edgeq.runtime, "SHARED", 16)
+    shared = edgeq.runtime.shareable(model)
+    assert len(shared) >= 2 and all(array.nbytes > 16 for array in shared.values())
+    serialized = []
+    real_open = edgeq.runtime._open
 
-    def remember(model, path):
-        save_large(model, path)
-        assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.name}.data"}
-        folders.append(path.parent)
+    def remember(data, settings):
+        serialized.append(data)
+        return real_open(data, settings)
 
-    monkeypatch.setattr(edgeq.runtime, "MESSAGE_LIMIT", 100)
-    monkeypatch.setattr(edgeq.runtime, "save_large", remember)
-    found = run(make_session(model), {"x": X})["y"]
-    assert found.tobytes() == expected.tobytes()
-    assert len(folders) == 1 and not folders[0].exists()
+    monkeypatch.setattr(edgeq.runtime, "_open", remember)
+    path = tmp_path / "optimized.onnx"
+    sessions = [make_session(model), make_session(model, threads=2, optimized_path=path)]
+    del shared
+    gc.collect()
+    for session in sessions:
+        assert run(session, {"x": X})["y"].tobytes() == expected.tobytes()
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values())
+    assert all(len(data) < len(before) - weights // 2 for data in serialized)
     assert to_bytes(model) == before
+    assert [n.op_type for n in onnx.load(path, load_external_data=False).graph.node]
+
+
+def test_a_model_beyond_one_message_is_refused(tiny_float, monkeypatch):
+    model = ir.from_proto(tiny_float)
+    monkeypatch.setattr(edgeq.graph, "MESSAGE_LIMIT", 100)
+    with pytest.raises(ModelError, match="and one ONNX file holds 2 GiB"):
+        to_bytes(model)

@@ -57,6 +57,12 @@ class QParams:
             other.qtype.name, other.axis, other.scale.tobytes(), other.zero_point.tobytes()
         )  # fmt: skip
 
+    def of_channels(self, piece: slice) -> "QParams":
+        """Return the map of some of the channels; per tensor, it is the same for all."""
+        if self.axis is None:
+            return self
+        return QParams(self.qtype, self.scale[piece], self.zero_point[piece], self.axis)
+
     def quantize(self, x: Float32) -> Codes:
         """Return the codes of `x`."""
         return quantize(x, self.scale, self.zero_point, self.qtype, self.axis)

@@ -18,10 +18,12 @@ from edgeq.errors import ModelError, UnsupportedOperatorError
 from edgeq.graph import int_attribute, ints_attribute, string_attribute
 from edgeq.numerics import linear
 from edgeq.numerics.affine import QParams
+from edgeq.numerics.magnitudes import magnitude_sums
 from edgeq.numerics.parallel import blocks, for_each
 from edgeq.numerics.requantize import multiplier, requantize_in_place
 from edgeq.numerics.windows import AutoPad, windows
 from edgeq.operators.binding import Kernel, describe
+from edgeq.operators.large_weights import is_large, multiply
 from edgeq.qdq import LinearGroup
 
 Array = NDArray[Any]
@@ -67,6 +69,24 @@ def integer_kernel(group: LinearGroup, *, real: bool = False) -> Kernel:
     Raises:
         ModelError: An accumulator may leave int32; the message names the node.
     """
+    if real:
+        return _when_called(group)
+    return _kernel(group, real=False)
+
+
+def _when_called(group: LinearGroup) -> Kernel:
+    """Return the kernel of the float result, made on its first call: few are ever called."""
+    made: list[Kernel] = []
+
+    def kernel(*codes: Array) -> tuple[Array, ...]:
+        if not made:
+            made.append(_kernel(group, real=True))
+        return made[0](*codes)
+
+    return kernel
+
+
+def _kernel(group: LinearGroup, *, real: bool) -> Kernel:
     maker = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul, "Mul": _mul}[group.node.op_type]
     run = maker(group, _finish(group, real=real))
 
@@ -184,16 +204,21 @@ def _product(group: LinearGroup, finish: Finish, transposed: bool) -> Callable[.
     x_max, w_max = _largest(group.x.qparams), _largest(group.w.qparams)
     bias = _bias(group)
     fixed: Array | None = None
+    large = is_large(group.w)
     dtype: type[np.floating[Any]] | None = None
     if group.w.array is not None:
-        w = _weight(group).T if transposed else _weight(group)
-        depth = 0 if w.ndim == 1 else w.ndim - 2
-        products = np.abs(w.astype(np.int64)).sum(axis=depth) * x_max
+        codes = group.w.array
+        depth = 1 if transposed else max(0, codes.ndim - 2)
+        products = magnitude_sums(codes, zero_w, group.w.qparams.axis, (depth,)) * x_max
         dtype = _dtype(group, products, _magnitudes(bias))
-        fixed = np.ascontiguousarray(w, dtype)
+        if not large:
+            fixed = np.ascontiguousarray(_weight(group).T if transposed else _weight(group), dtype)
 
     def run(x: Array, w_codes: Array | None = None) -> Array:
         kind, w = dtype, fixed
+        if large and kind is not None:
+            acc = multiply(_units(x, zero_x, kind), group.w, transposed=transposed)
+            return _finished(acc if bias is None else _biased(acc, bias), finish)
         if kind is None or w is None:
             assert w_codes is not None
             kind = _dtype(group, x.shape[-1] * x_max * w_max, _magnitudes(bias))
