@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +29,7 @@ def frames(net: Net, count: int, *, batch: int = 1, seed: int = 1) -> list[Feed]
 
 
 def compile_with(
-    path: Path, build: Architecture, *, recipe: str = "int8", **options: object
+    path: Path, build: Architecture, *, recipe: str = "int8", **options: Any
 ) -> tuple[Bundle, Net, onnx.ModelProto, list[str]]:
     net = Net()
     outputs = build(net)
@@ -92,7 +93,7 @@ def test_frames_as_input(build: Architecture, recipe: str, tmp_path: Path) -> No
     assert min(sqnr(expected[name], found[name]) for name in outputs) > 25
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Architecture, dict[str, Any], str]] = {
     "codes of integers": (
         unusual.arg_max, {"output_types": {"argmax5": "uint8"}}, "argmax5 is INT64, not real"
     ),

@@ -157,7 +157,8 @@ def detector(net: Net) -> list[str]:
     """Two scales; scores by Softmax, boxes by Exp; Transpose, Reshape, Concat, Slice tails."""
     x = net.conv_relu(net.input(3, 16, 16), 3, 8, strides=[2, 2])
     y = net.conv_relu(x, 8, 8, strides=[2, 2])
-    scores, boxes = [], []
+    scores: list[str] = []
+    boxes: list[str] = []
     for level in (x, y):
         for head, width, found in ((3, 3, scores), (4, 4, boxes)):
             z = net("Transpose", net.conv(level, 8, 2 * head), perm=[0, 2, 3, 1])
