@@ -20,7 +20,7 @@ from edgeq.compiled import Checked, Compiled
 from edgeq.data import Samples, input_specs, open_samples
 from edgeq.errors import DataError, ModelError, RecipeError, VerificationError, suggest
 from edgeq.evidence import write_evidence
-from edgeq.graph import OPSET, clone
+from edgeq.graph import OPSET, clone, release_mapped
 from edgeq.measure import Device, Sweep
 from edgeq.passing import Context, PassRecord, make_pass, node_names, parse_steps, run_pipeline
 from edgeq.qdq import quantized_tensors
@@ -183,6 +183,7 @@ def _quantize(
     with stages("quantize"):
         records += run_pipeline(context.recipe.quantize, model, context, stages.progress)
         model.opset_imports.setdefault("", OPSET)
+    release_mapped(reference)
     with stages("certify"):
         certificate = certify(model, target.capabilities)
         artifact = target.lower(model)
@@ -193,10 +194,11 @@ def _quantize(
     for proof in certificate.unproven:
         text = f"{proof.op_type} {proof.node}: allowed without a proof ({proof.detail})"
         context.notes.append(("certify", f"{text}; what depends on it is compared by a tolerance"))
-    device = Device.load(target, model, quantized_tensors(model))
+    device = Device(target, model, quantized_tensors(model))
     sweep = Sweep(model, device, context.qparams, tolerated)
     with stages("verify"):
         checks = _verify(request, target, context, sweep, artifact, stages)
+    release_mapped(reference)
     with stages("evaluate"):
         metrics = score(request, source, context, sweep, stages.progress)
     return Compiled(
@@ -265,6 +267,7 @@ def _verify(
     verdict, count = sweep.verify(
         samples, float_runner, stages.progress, "verify on samples", samples.count
     )
+    del float_runner  # it holds weights of its own
     checks.append(Checked("calibration samples", count, verdict))
     feeds = list(stimuli(_stimulus_inputs(context, samples), seed=request.seed))
     verdict, count = sweep.verify(

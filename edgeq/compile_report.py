@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from edgeq.compiled import Compiled
-from edgeq.graph import constant
+from edgeq.graph import constant, weight_bytes
 from edgeq.manifest import (
     BitSummary,
     CertificateSummary,
@@ -84,12 +84,6 @@ def build_manifest(compiled: Compiled, target: Target) -> Manifest:
         metrics=compiled.metrics,
         evaluation_digest=None,
     )
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Return the bytes of all initializers."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _recipe_text(compiled: Compiled) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -257,6 +258,20 @@ def digest(model: ir.Model) -> str:
 def clone(model: ir.Model) -> ir.Model:
     """Return an independent copy."""
     return model.clone()
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the bytes of all initializers."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def release_mapped(model: ir.Model) -> None:
+    """Give back the memory of weights in external files; they are mapped again when asked for."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            with suppress(BufferError):  # somebody still looks at it
+                value.const_value.release()
 
 
 def check(model: ir.Model) -> None:

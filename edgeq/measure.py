@@ -4,8 +4,8 @@ One sweep over the samples compares every quantized tensor bit for bit, measures
 float model, and collects the golden vectors. Nothing grows with the number of samples.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,34 +14,58 @@ from numpy.typing import NDArray
 
 from edgeq.fidelity import Fidelity, FidelityMeter
 from edgeq.golden import GoldenVectors
+from edgeq.graph import weight_bytes
 from edgeq.numerics.affine import QParams
 from edgeq.qdq import REAL_NAME, quantized_tensors
 from edgeq.request import Progress, silent
 from edgeq.simulate import Simulator
+from edgeq.spool import Spool
 from edgeq.targeting import Runner, Target
 from edgeq.verify import Comparison, Verdict
 
 Arrays = dict[str, NDArray[Any]]
+_FEED, _OUTPUT = "feed ", "output "
 
 
-@dataclass(frozen=True, eq=False)
+HELD = 2**26  # bytes of weights; sessions on larger models are not all kept open at once
+
+
 class Device:
     """The lowered model on its target: with taps, and as users run it.
 
     Attributes:
-        tapped: Every quantized tensor is an output.
-        plain: With 1 thread, with 2, and with all session options of the bundle.
+        held: Whether every session, once opened, stays open; each packs the weights for itself.
     """
 
-    tapped: Runner
-    plain: tuple[Runner, ...]
+    def __init__(self, target: Target, model: ir.Model, taps: Iterable[str]) -> None:
+        """Prepare to load `model`; nothing is loaded yet."""
+        self.held = weight_bytes(model) <= HELD
+        self._open: tuple[Callable[[], Runner], ...] = (
+            partial(target.load, model, taps=tuple(taps)),
+            partial(target.load, model, threads=1),
+            partial(target.load, model, threads=2),
+            partial(target.load, model, threads=1, all_options=True),
+        )
+        self._kept: dict[int, Runner] = {}
 
-    @classmethod
-    def load(cls, target: Target, model: ir.Model, taps: Iterable[str]) -> "Device":
-        """Load all forms of `model`."""
-        plain = [target.load(model, threads=threads) for threads in (1, 2)]
-        plain.append(target.load(model, threads=1, all_options=True))
-        return cls(target.load(model, taps=tuple(taps)), tuple(plain))
+    def tapped(self) -> Runner:
+        """Return the model with every quantized tensor as an output."""
+        return self._runner(0)
+
+    def plain(self) -> Iterator[Runner]:
+        """Yield the model as users run it: 1 thread, 2, and all session options of the bundle."""
+        return (self._runner(form) for form in range(1, len(self._open)))
+
+    def deployed(self) -> Runner:
+        """Return the model as users run it, with 2 threads."""
+        return self._runner(2)
+
+    def _runner(self, form: int) -> Runner:
+        if not self.held:
+            return self._open[form]()
+        if form not in self._kept:
+            self._kept[form] = self._open[form]()
+        return self._kept[form]
 
 
 class Sweep:
@@ -99,25 +123,50 @@ class Sweep:
             total: Number of feeds, if known.
         """
         comparison = Comparison(self.tolerances)
-        count = 0
+        count, later = 0, None
+        tapped = self.device.tapped()
         for feed in feeds:
             expected = self.simulator.run(feed, self.taps)
-            comparison.add(expected, self.device.tapped.run(feed), feed)
+            comparison.add(expected, tapped.run(feed), feed)
             plain = {name: expected[name] for name in self.outputs}
-            for runner in self.device.plain:
-                comparison.add(plain, runner.run(feed), feed)
+            if self.device.held:
+                for runner in self.device.plain():
+                    comparison.add(plain, runner.run(feed), feed)
+            else:
+                later = _keep(later, feed, plain)
             if float_runner is not None:
                 self._measure(feed, expected, float_runner)
             self.golden.add(feed, plain, expected, share=1.0 if float_runner is None else 0.5)
             count += 1
             progress(stage, count, total)
+        del tapped
+        if later is not None:
+            self._compare_plain(comparison, later)
         return comparison.verdict(), count
+
+    def _compare_plain(self, comparison: Comparison, runs: Spool) -> None:
+        """Compare the plain forms one after the other, so that only one of them is open."""
+        for runner in self.device.plain():
+            for arrays, _ in runs:
+                feed = {n[len(_FEED) :]: a for n, a in arrays.items() if n.startswith(_FEED)}
+                expected = {name: arrays[_OUTPUT + name] for name in self.outputs}
+                comparison.add(expected, runner.run(feed), feed)
+            del runner  # before the next one is opened
 
     def _measure(self, feed: Arrays, expected: Arrays, float_runner: Runner) -> None:
         real_feed = {k: v.astype(np.float32) if v.dtype == np.uint8 else v for k, v in feed.items()}
         real = float_runner.run(real_feed)
         for name, meter in self._meters.items():
             meter.add(real[self.real_names.get(name, name)], expected[name])
+
+
+def _keep(spool: Spool | None, feed: Arrays, outputs: Arrays) -> Spool:
+    """Put a run on disk."""
+    arrays = {_FEED + name: array for name, array in feed.items()}
+    arrays |= {_OUTPUT + name: array for name, array in outputs.items()}
+    spool = Spool(list(arrays)) if spool is None else spool
+    spool.add(arrays, None)
+    return spool
 
 
 def _real_names(model: ir.Model, qparams: Mapping[str, QParams]) -> dict[str, str]:

@@ -107,7 +107,7 @@ class _Pair:
         self._deployed_names = dict(zip(self.outputs, sweep.outputs, strict=True))
         self._dtypes = {spec.name: spec.dtype for spec in input_specs(reference)}
         self._session = make_session(reference, threads=_THREADS)
-        self._deployed = sweep.device.plain[1]
+        self._deployed = sweep.device.deployed()
         self._qparams = context.qparams
         self._real_names = sweep.real_names
 

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from edgeq.errors import ModelError
-from edgeq.graph import clone, to_bytes
+from edgeq.graph import clone, to_bytes, weight_bytes
 from edgeq.load import Loaded, load_model, normalize, refuse_quantized
 
 SERIALIZED = 2**27  # bytes of weights from which on they alone count as the size of a model
@@ -42,8 +42,7 @@ def read_source(model: object) -> Source:
     """
     name, loaded = _read(model)
     refuse_quantized(loaded.model)
-    weights = sum(v.const_value.nbytes for v in loaded.model.graph.initializers.values()
-                  if v.const_value is not None)  # fmt: skip
+    weights = weight_bytes(loaded.model)
     if _is_file(model):
         size = Path(str(model)).stat().st_size
     else:
