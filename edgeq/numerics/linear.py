@@ -192,7 +192,8 @@ def _row_product(x: Array, zero_point: int, matrices: Array, layout: Windows, do
     """One matrix product per output row, of operands that overlap in memory."""
     groups, per_group, depth = matrices.shape
     channels, length = x.shape[1] // groups, len(x) * int(np.prod(layout.output[1:]))
-    width = depth // layout.kernel[0] * layout.strides[0] * length
+    # Few pieces, even if beyond a cache: each copies again the rows that it shares with the last.
+    width = depth // layout.kernel[0] * layout.strides[0] * length // 4
     for group in range(groups):
         members = x[:, group * channels : (group + 1) * channels]
         outputs = slice(group * per_group, (group + 1) * per_group)

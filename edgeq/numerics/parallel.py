@@ -5,7 +5,7 @@ Each part writes its own memory, so the result does not depend on how many threa
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 
@@ -40,9 +40,9 @@ def for_each(count: int, work: Callable[[int], None], *, worthwhile: bool = True
         try:
             drain()
         finally:
-            wait(others)
-        for future in others:
-            future.result()
+            errors = [future.exception() for future in others]  # waits for all of them
+        for error in filter(None, errors):
+            raise error
 
 
 def blocks(rows: int, width: int) -> list[slice]:
