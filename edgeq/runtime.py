@@ -7,6 +7,7 @@ Nothing is printed: warnings are for developers of models, and a session that fa
 import os
 import weakref
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -25,6 +26,7 @@ PROVIDERS = ("CPUExecutionProvider",)
 ERROR = 3  # ONNX Runtime's severity: warnings, that of a written optimized model too, are less
 SHARED = 2**20  # bytes; larger weights are not serialized for a session
 _SHARED_TYPES = (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32)
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _BESIDE = MappingProxyType(
     {
         "session.optimized_model_external_initializers_file_name": "weights.bin",
@@ -53,8 +55,8 @@ def make_session(
     """Open a session on the CPU provider.
 
     Args:
-        model: A model, or one serialized. Large weights of a model are used where they lie, by any
-            number of sessions; kernels may keep a packed copy of their own.
+        model: A model, or one serialized. Large weights of a model are not serialized: those in
+            files are mapped by ONNX Runtime, others are read where they lie.
         options: ONNX Runtime's session configuration entries, by its own keys.
         threads: Threads within an operator; operators run one after the other.
         level: How far the graph is optimized: `none`, `basic`, `extended` or `all`.
@@ -70,13 +72,16 @@ def make_session(
             settings.add_session_config_entry(key, value)
     if isinstance(model, bytes):
         return _open(model, settings)
-    shared = shareable(model)
+    folder, mapped = in_files(model)
+    if mapped:
+        settings.add_session_config_entry(_FOLDER, folder)
+    shared = shareable(model, but=mapped)
     if not shared:
-        return _open(to_bytes(model), settings)
-    # The session reads these where they lie: they must live as long as it does.
+        return _open(to_bytes(model, but=mapped), settings)
+    # The session may read these where they lie: they must live as long as it does.
     weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in shared.values()]
     settings.add_external_initializers(list(shared), weights)
-    session = _open(_shell(model, shared), settings)
+    session = _open(_shell(model, shared, mapped), settings)
     weakref.finalize(session, weights.clear)
     return session
 
@@ -88,19 +93,38 @@ def run(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
 
 
-def shareable(model: ir.Model) -> dict[str, Array]:
-    """Return the large weights by name, in the form in which ONNX Runtime can use them in place."""
+def in_files(model: ir.Model) -> tuple[str, tuple[str, ...]]:
+    """Return a folder, and the names of the large weights in it, which ONNX Runtime itself maps."""
+    names: dict[str, list[str]] = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor) or tensor.nbytes <= SHARED:
+            continue
+        folder = Path(tensor.base_dir).resolve()
+        # ONNX Runtime need not follow the links that onnx_ir follows.
+        if Path(tensor.path).resolve() == folder / tensor.location:
+            names.setdefault(str(folder), []).append(name)
+    if len(names) != 1:
+        return "", ()
+    ((only, found),) = names.items()
+    return only, tuple(found)
+
+
+def shareable(model: ir.Model, but: Collection[str] = ()) -> dict[str, Array]:
+    """Return the large weights by name, in the form in which a session can be given them."""
     found = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or tensor.nbytes <= SHARED or tensor.dtype not in _SHARED_TYPES:
             continue
+        if name in but:
+            continue
         found[name] = np.require(tensor.numpy(), requirements=("C", "A"))
     return found
 
 
-def _shell(model: ir.Model, without: Collection[str]) -> bytes:
-    """Return the serialized model, the weights `without` left aside: it says that they exist."""
+def _shell(model: ir.Model, without: Collection[str], mapped: Collection[str]) -> bytes:
+    """Return the serialized model: of the weights `without` and `mapped` it says where they are."""
     shell = clone(model)
     for name in without:
         value = shell.graph.initializers[name]
@@ -109,7 +133,7 @@ def _shell(model: ir.Model, without: Collection[str]) -> bytes:
         value.const_value = ir.ExternalTensor(
             "given", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
         )
-    return to_bytes(shell, but=without)
+    return to_bytes(shell, but=(*without, *mapped))
 
 
 def _settings(options: Mapping[str, str], threads: int, level: str) -> Any:  # noqa: ANN401

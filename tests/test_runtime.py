@@ -99,3 +99,30 @@ def test_a_model_beyond_one_message_is_refused(tiny_float, monkeypatch):
     monkeypatch.setattr(edgeq.graph, "MESSAGE_LIMIT", 100)
     with pytest.raises(ModelError, match="and one ONNX file holds 2 GiB"):
         to_bytes(model)
+
+
+def test_weights_in_files_are_mapped(tiny_float, monkeypatch, tmp_path):
+    model = ir.from_proto(tiny_float)
+    expected = run(make_session(model), {"x": X})["y"]
+    ir.save(model, tmp_path / "model.onnx", external_data="weights.bin", size_threshold_bytes=16)
+    stored = ir.load(tmp_path / "model.onnx")
+    assert edgeq.runtime.in_files(stored) == ("", ())
+    monkeypatch.setattr(edgeq.runtime, "SHARED", 16)
+    folder, names = edgeq.runtime.in_files(stored)
+    assert folder == str(tmp_path.resolve()) and len(names) >= 2
+    assert not set(names) & set(edgeq.runtime.shareable(stored, but=names))
+    assert run(make_session(stored), {"x": X})["y"].tobytes() == expected.tobytes()
+    # One of them in memory: both ways at once.
+    moved = stored.graph.initializers[names[0]]
+    moved.const_value = ir.tensor(moved.const_value.numpy().copy(), name=names[0])
+    assert edgeq.runtime.in_files(stored)[1] == names[1:]
+    assert run(make_session(stored), {"x": X})["y"].tobytes() == expected.tobytes()
+
+
+def test_weights_behind_links_are_given(tiny_float, monkeypatch, tmp_path):
+    model = ir.from_proto(tiny_float)
+    ir.save(model, tmp_path / "model.onnx", external_data="weights.bin", size_threshold_bytes=16)
+    (tmp_path / "weights.bin").rename(tmp_path / "there.bin")
+    (tmp_path / "weights.bin").symlink_to("there.bin")
+    monkeypatch.setattr(edgeq.runtime, "SHARED", 16)
+    assert edgeq.runtime.in_files(ir.load(tmp_path / "model.onnx")) == ("", ())
