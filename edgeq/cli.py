@@ -20,6 +20,12 @@ from edgeq.commands import check, compile, inspect, models, names
 from edgeq.errors import EdgeqError
 
 
+class _Signal:
+    """The last signal that asked this process to stop; None until one comes."""
+
+    number: int | None = None
+
+
 class Commands(TyperGroup):
     """All commands; turns what goes wrong in one into a message and an exit status."""
 
@@ -34,6 +40,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             _fail("interrupted; nothing was written", 130)
         except EdgeqError as error:
+            _fail_if_stopped()
             _show_traceback(ctx)
             _fail(str(error), error.exit_status)
         except BrokenPipeError:
@@ -47,6 +54,7 @@ class Commands(TyperGroup):
             # Usage errors and typer.Exit print and exit by themselves.
             if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "show"):
                 raise
+            _fail_if_stopped()
             _show_traceback(ctx)
             text = str(error).strip().splitlines()
             what = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
@@ -56,6 +64,12 @@ class Commands(TyperGroup):
 def _fail(message: str, status: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(status)
+
+
+def _fail_if_stopped() -> None:
+    # A signal during the import of a C extension, say, comes out as an ImportError.
+    if _Signal.number is not None:
+        _fail("interrupted; nothing was written", 128 + _Signal.number)
 
 
 def _show_traceback(ctx: Any) -> None:  # noqa: ANN401  # typer's context is private
@@ -104,8 +118,11 @@ app.command("recipes")(names.recipes)
 app.command("passes")(names.passes)
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
     # As an exception, so that folders half written are removed on the way out.
+    _Signal.number = number
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(128 + number)
 
 
@@ -115,7 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end = given.index("--") if "--" in given else len(given)
     if "--debug" in given[:end]:
         given = ["--debug", *(a for i, a in enumerate(given) if i > end or a != "--debug")]
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, _stop)
     # MODULE:FACTORY names a module of the folder that the user is in.
     sys.path.append(os.getcwd())  # noqa: PTH109  # a text is what sys.path holds
     try:
