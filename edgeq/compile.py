@@ -77,8 +77,7 @@ def compile_model(request: CompileRequest, progress: Progress = silent) -> Compi
     if request.dry_run:
         return _plan(request, source, context, records)
     compiled = _quantize(request, source, target, context, records, stages)
-    with stages("bundle"):
-        return _write(request, compiled, target, stages)
+    return _write(request, compiled, target, stages)
 
 
 def _recipe(request: CompileRequest) -> Recipe:
@@ -303,16 +302,17 @@ def _write(
     request: CompileRequest, compiled: Compiled, target: Target, stages: Stages
 ) -> CompileOutcome:
     assert request.output is not None
-    report = build_report(compiled, target)
-    manifest = build_manifest(compiled, target)
-    bundle = write_bundle(
-        request.output,
-        artifact=compiled.artifact,
-        manifest=manifest,
-        golden=compiled.sweep.golden,
-        report=report,
-        force=request.force,
-    )
+    with stages("bundle"):
+        report = build_report(compiled, target)
+        manifest = build_manifest(compiled, target)
+        bundle = write_bundle(
+            request.output,
+            artifact=compiled.artifact,
+            manifest=manifest,
+            golden=compiled.sweep.golden,
+            report=report,
+            force=request.force,
+        )
     return CompileOutcome(
         bundle=bundle.path,
         target=target.name(),

@@ -59,6 +59,8 @@ def test_compile_and_check(folder):
     assert entry["bundle"] == "out" and entry["bitwise"]["mismatches"] == 0
     assert entry["bitwise"]["compared"] > 1000 and entry["certificate"]["unproven"] == 0
     assert entry["metrics"]["sqnr_db"] > 20
+    assert list(entry["seconds"]) == ["load", "prepare", "calibrate", "quantize", "certify",
+                                      "verify", "evaluate", "bundle"]  # fmt: skip
     assert set(os.listdir("out")) == FILES  # noqa: PTH208  # names are all that counts
     assert "calibrate" in found.stderr
     checked = subprocess.run(
@@ -84,6 +86,8 @@ def test_a_dry_run_writes_nothing(folder):
     found = run(*COMPILE, "--dry-run")
     assert found.exit_code == 0, found.output
     assert "conv" in found.stdout and sorted(folder.iterdir()) == before
+    quiet = run(*COMPILE, "--dry-run", "-q")
+    assert quiet.stdout == found.stdout and quiet.stderr == ""
 
 
 def test_compile_in_python(folder):
@@ -249,6 +253,23 @@ def test_an_interrupt_leaves_nothing(folder, number, status):
     assert "Traceback" not in found.stderr
     after = sorted(p.name for p in folder.iterdir() if p.name != "__pycache__")
     assert after == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_that_comes_out_as_another_error(folder, number, status):
+    Path("feeds.py").write_text(
+        "import os\n"
+        "def stop():\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "    except BaseException as error:\n"
+        "        raise ImportError('initialization failed') from error\n"
+        "    yield\n"
+    )
+    found = spawn(*COMPILE[:4], "--calibration", "feeds:stop", "-o", "out", "-q", cwd=folder)
+    assert found.returncode == status
+    assert found.stderr == "error: interrupted; nothing was written\n"
+    assert not Path("out").exists()
 
 
 def test_a_full_disk(folder, monkeypatch):

@@ -98,7 +98,7 @@ def command(
     if as_json:
         print_json(outcome.to_json())
         return
-    if not quiet:
+    if dry_run or not quiet:
         print("\n".join(describe(outcome)))
 
 
