@@ -12,7 +12,7 @@ import sys
 import types
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -81,17 +81,27 @@ def export_factory(spec: str) -> ir.Model:
     name, _, attribute = spec.partition(":")
     if not name or not attribute:
         raise ModelError(f"{spec!r}: write MODULE:FACTORY, for example mynet:make")
+    factory = _find(spec, name, attribute)
     try:
-        with _search_path(str(Path.cwd())):
-            factory = getattr(importlib.import_module(name), attribute)
-    except ImportError as error:
-        raise ModelError(f"{spec}: cannot import {name}: {error}") from error
-    except AttributeError as error:
-        raise ModelError(f"{spec}: module {name} has no {attribute}") from error
-    result = factory()
+        result = factory()
+    except Exception as error:  # the user's code can raise anything
+        raise ModelError(f"{spec} failed: {type(error).__name__}: {error}") from error
     if not isinstance(result, tuple) or len(result) not in (2, 3):
         raise ModelError(f"{spec} must return (module, example inputs[, dynamic shapes])")
     return export(*result)
+
+
+def _find(spec: str, name: str, attribute: str) -> Callable[[], object]:
+    try:
+        with _search_path(str(Path.cwd())):
+            module = importlib.import_module(name)
+    except Exception as error:  # importing runs code of the user's, which can raise anything
+        cause = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{spec}: cannot import {name}: {cause}") from error
+    factory: object = getattr(module, attribute, None)
+    if not callable(factory):
+        raise ModelError(f"{spec}: module {name} has no {attribute} that can be called")
+    return factory
 
 
 def export_pt2(path: str | os.PathLike[str]) -> ir.Model:

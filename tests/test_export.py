@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from typer.testing import CliRunner
 
+from edgeq.cli import app
 from edgeq.errors import ModelError
 from edgeq.export import _compare_output, export, export_factory, export_pt2
 from edgeq.graph import constant, to_bytes
@@ -45,6 +47,9 @@ NET = """
 
     def make_nothing():
         return None
+
+    def make_fail():
+        return 1 / 0
 
     def make_broken():
         return Net(), (torch.randn(2, 7),)
@@ -122,6 +127,9 @@ def test_pt2(net):
     weights = [sorted(weight_of(m, name).tobytes() for name in m.graph.initializers)
                for m in (model, direct)]  # fmt: skip
     assert weights[0] == weights[1] and len(weights[0]) >= 4
+    written = CliRunner().invoke(app, ["export", "net.pt2", "-o", "net.onnx"])
+    assert written.exit_code == 0, written.output
+    assert Path("net.onnx").read_bytes() == to_bytes(model)
     data = Path("net.pt2").read_bytes()
     for name, content, message in [
         ("cut.pt2", data[:1000], "or truncated"),
@@ -171,7 +179,9 @@ def test_pt2_never_unpickles_code(net, tmp_path, member):
         ("NET:", "write MODULE:FACTORY"),
         ("no_such_module:make", "cannot import no_such_module"),
         ("NET:absent", "has no absent"),
+        ("NET:torch", "has no torch that can be called"),
         ("NET:make_nothing", "must return"),
+        ("NET:make_fail", "make_fail failed: ZeroDivisionError: division by zero"),
         ("NET:make_broken", "torch cannot export the module"),
     ],
 )

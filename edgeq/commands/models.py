@@ -14,17 +14,19 @@ Inputs = Annotated[Path, typer.Option("--inputs", help=".npz named as the inputs
 
 
 def export(
-    factory: Annotated[str, typer.Argument(help="MODULE:FACTORY", show_default=False)],
+    factory: Annotated[
+        str, typer.Argument(help="MODULE:FACTORY, or a .pt2 file", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .onnx file to write.")],
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
 ) -> None:
     """Export a torch module: FACTORY returns (module, example inputs[, dynamic shapes])."""
-    from edgeq.export import export_factory
+    from edgeq.export import export_factory, export_pt2
     from edgeq.graph import to_bytes
 
     _check_file(output, ".onnx", force=force)
     with quiet_stdout():
-        model = export_factory(factory)
+        model = export_pt2(factory) if factory.endswith(".pt2") else export_factory(factory)
     write_file(output, to_bytes(model))
     print(output)
 
