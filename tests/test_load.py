@@ -115,6 +115,13 @@ def test_conversion_keeps_the_meaning(tmp_path, opset, result, weights, node):
     assert a.shape == b.shape and np.abs(a - b).max() <= 2.0**-20 * np.abs(a).max()
 
 
+def test_an_output_may_have_no_shape(tmp_path):
+    proto = model_of(CONV)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    loaded = load_model(save(proto, tmp_path))
+    assert str(loaded.model.graph.outputs[0].shape) == "[N,2,2,2]"
+
+
 def test_initializers_listed_as_inputs(tmp_path):
     proto = model_of(CONV, 9, 3)
     weight = proto.graph.initializer[0]
