@@ -31,6 +31,14 @@ ELEMENT_TYPES = {
 }
 
 
+def runtime() -> Any:  # noqa: ANN401  # onnxruntime has no types
+    """Return onnxruntime, imported so that it reports no usage, as its wheels for Linux would."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def version_notes(manifest: Mapping[str, Any], found: str, any_version: bool) -> list[str]:
     """Return notes about the version of onnxruntime.
 
@@ -69,8 +77,7 @@ def option_notes(manifest: Mapping[str, Any], machine: str) -> list[str]:
 
 def host_facts() -> dict[str, str | int]:
     """Return what this machine is: CPU, system and versions."""
-    import onnxruntime
-
+    onnxruntime = runtime()
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -103,8 +110,7 @@ def open_session(
     Raises:
         CheckError: onnxruntime does not load the model.
     """
-    import onnxruntime
-
+    onnxruntime = runtime()
     artifact = inside(folder, manifest["artifact"])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.passing import pass_names
-from edgeq.recipe import recipe_names
+from edgeq.cli import app
+from edgeq.passing import make_pass, parse_steps, pass_names
+from edgeq.recipe import load_recipe, recipe_names
 from edgeq.targeting import target_names
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,22 @@ def table(text: str, heading: str) -> list[str]:
 def test_tables_are_complete(page, heading, names):
     listed = table((ROOT / page).read_text(), heading)
     assert sorted(listed) == sorted(names()) and len(listed) >= 1
+
+
+def test_commands_are_complete():
+    section = (ROOT / "README.md").read_text().split("\n## Commands\n", 1)[1].split("\n#", 1)[0]
+    listed = re.findall(r"`edgeq ([a-z]+)", section.split("`--json`")[0])
+    assert sorted(listed) == sorted(str(command.name) for command in app.registered_commands)
+
+
+def test_the_recipe_that_is_shown_works(tmp_path):
+    text = re.search(r"```toml\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
+    assert text is not None
+    path = tmp_path / "my.toml"
+    path.write_text(text.group(1))
+    recipe = load_recipe(str(path), {})
+    steps = [*parse_steps(recipe.prepare), *parse_steps(recipe.quantize)]
+    assert len([make_pass(step) for step in steps]) > 5 and len(recipe.rules) == 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
