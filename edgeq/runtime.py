@@ -13,11 +13,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgeq.errors import ModelError
 from edgeq.graph import clone, to_bytes
+
+# Its wheels for Linux keep a device id and report usage, unless this is set before the import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort  # noqa: E402  # edgeq uses no network
 
 Array: TypeAlias = NDArray[Any]
 Session: TypeAlias = ort.InferenceSession

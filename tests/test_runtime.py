@@ -1,6 +1,9 @@
 """Sessions on ONNX Runtime: what they take, what they say, and that they print nothing."""
 
 import gc
+import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -23,6 +26,22 @@ def test_model_and_bytes_give_the_same_bits(tiny_float):
     assert list(expected) == ["y"] and expected["y"].shape == (2, 4)
     found = run(make_session(to_bytes(model), threads=2), {"x": X})
     assert found["y"].tobytes() == expected["y"].tobytes()
+
+
+def test_onnxruntime_reports_nothing(tmp_path):
+    # Its wheels for Linux write a session id here on import, unless they are told not to.
+    hidden = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    places = {
+        "HOME": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    for code in (
+        "import edgeq.runtime",
+        "from edgeq.check_session import host_facts; host_facts()",
+    ):
+        subprocess.run([sys.executable, "-c", code], check=True, env=hidden | places)
+        assert list(tmp_path.iterdir()) == [], code
 
 
 @pytest.mark.parametrize("level", LEVELS)
