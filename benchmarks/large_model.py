@@ -5,6 +5,9 @@
 The model is one Gemm of random weights, made in a temporary folder. Peaks are of resident memory,
 mapped files included, as multiples of the float weights. Exit status 1 when a stage takes over
 4 times the weights, beside what an interpreter with all of edgeq's libraries takes.
+
+The limit is for weights of 270 MB and more: smaller ones are simplified with their values at hand,
+and their sessions stay open side by side, which is faster.
 """
 
 import argparse
