@@ -3,8 +3,9 @@
     python -m benchmarks.simulator [CASE]... [--model QUANTIZED.onnx]
 
 Batch 16, two threads each. The simulator runs the `model.onnx` that edgeq's `int8` recipe makes of
-the case, or the one given. Both take turns of some runs, so that whatever else the machine does hits
-them alike; figures are medians, and the best of each. Exit status 1 if a case takes more than 4 times as long.
+the case, or the one given. Both take turns of some runs, so that whatever else the machine does
+hits them alike; figures are medians, and the best of each. Exit status 1 if a case takes more than
+4 times as long.
 """
 
 import argparse

@@ -41,6 +41,8 @@ class _Plan:
         inner: Sizes of the output's other axes.
         margins: What is padding, in `(rows, taps, C, N, *inner)`.
         copies: What is copied there, and from where in `(rows of the input, C, N, *rest)`.
+        shifts: What is copied within, as stretches of memory, before the margins are written: rows,
+            to which element, from which element, and how far that one reads ahead of it.
     """
 
     count: int
@@ -48,6 +50,7 @@ class _Plan:
     inner: tuple[int, ...]
     margins: tuple[_Index, ...]
     copies: tuple[tuple[_Index, _Index], ...]
+    shifts: tuple[tuple[slice, int, int, int], ...]
 
 
 @lru_cache(maxsize=1024)
@@ -59,8 +62,10 @@ def _plan(layout: Windows, start: int, stop: int) -> _Plan:
     rows, source = slice(first, last), slice(first - begin, last - begin)
     margins: list[_Index] = [(cut,) for cut in (slice(0, first), slice(last, count))]
     copies: list[tuple[_Index, _Index]] = []
+    shifts: list[tuple[slice, int, int, int]] = []
+    base = _unmoved(layout)
     for place, tap in enumerate(product(*map(range, layout.kernel[1:]))):
-        inside, seen = [], []
+        inside, seen, origin = [], [], 0
         for axis, k in enumerate(tap, 1):
             low, high, step = _visible(layout, axis, k)
             before = (rows, place, *[_ALL] * (axis + 1))
@@ -68,10 +73,22 @@ def _plan(layout: Windows, start: int, stop: int) -> _Plan:
             inside.append(slice(low, high))
             origin = k * layout.dilations[axis] - layout.begin[axis]
             seen.append(slice(origin + low * step, max(0, origin + high * step), step))
-        copies.append(((rows, place, _ALL, _ALL, *inside), (source, _ALL, _ALL, *seen)))
+        if base is not None and place != base and abs(origin) < layout.input[1]:
+            shifts.append((rows, place, base, origin))
+        else:
+            copies.append(((rows, place, _ALL, _ALL, *inside), (source, _ALL, _ALL, *seen)))
     kept = (index for index in margins if first < last or len(index) == 1)
     kept = (index for index in kept if index[-1].start < index[-1].stop)
-    return _Plan(count, len(copies), inner, tuple(kept), tuple(copies))
+    taps = len(copies) + len(shifts)
+    return _Plan(count, taps, inner, tuple(kept), tuple(copies), tuple(shifts))
+
+
+def _unmoved(layout: Windows) -> int | None:
+    """Return which element of a row of a window sees the input as it is, if the others shift it."""
+    if layout.strides[1:] != (1,) or layout.output[1:] != layout.input[1:]:
+        return None
+    place, rest = divmod(layout.begin[1], layout.dilations[1])
+    return None if rest or place >= layout.kernel[1] else place
 
 
 def _visible(layout: Windows, axis: int, k: int) -> tuple[int, int, int]:
@@ -97,11 +114,15 @@ def columns(x: Array, layout: Windows, rows: slice, value: int, dtype: DTypeLike
     plan = _plan(layout, rows.start, rows.stop)
     samples, channels = x.shape[:2]
     held = scratch("rows", (plan.count, plan.taps, channels, samples, *plan.inner), dtype)
-    for index in plan.margins:
-        held[index] = value
     source = x.transpose(2, 1, 0, *range(3, x.ndim))
     for target, seen in plan.copies:
         held[target] = source[seen]
+    flat = held.reshape(plan.count, plan.taps, -1)
+    for inside, to, base, ahead in plan.shifts:
+        late, early, size = max(0, -ahead), max(0, ahead), flat.shape[2]
+        flat[inside, to, late : size - early] = flat[inside, base, early : size - late]
+    for index in plan.margins:
+        held[index] = value
     if value:
         held -= held.dtype.type(value)
 
