@@ -223,6 +223,9 @@ def _recipe(table: dict[str, Any], title: str) -> Recipe:
     if not isinstance(rules, list):
         raise RecipeError(f"recipe {title}: write rules as [[rule]] tables")
     options = _table(table, "passes", title)
+    steps = [*parse_steps(pipeline["prepare"]), *parse_steps(pipeline["quantize"])]
+    _refuse_unknown(options, [step.name for step in steps], title, "passes.")
+    options = {name: _table(options, name, title) for name in options}
     return Recipe(
         name=Path(title).stem,
         summary=str(table.get("summary", "")),
@@ -272,10 +275,14 @@ def _spec(table: dict[str, Any], title: str, where: str) -> dict[str, Any]:
     return table
 
 
-def _rule(table: dict[str, Any], title: str) -> Rule:
-    _refuse_unknown(
-        table, ["op_type", "name", "keep_float", "activation", "weight"], title, "rule."
-    )
+def _rule(table: object, title: str) -> Rule:
+    if not isinstance(table, dict):
+        raise RecipeError(f"recipe {title}: write rules as [[rule]] tables")
+    kinds = {"op_type": str, "name": str, "keep_float": bool, "activation": dict, "weight": dict}
+    _refuse_unknown(table, list(kinds), title, "rule.")
+    for key, value in table.items():
+        if not isinstance(value, kinds[key]):
+            raise RecipeError(f"recipe {title}: rule.{key} = {value!r} has the wrong type")
     roles = {
         role: tuple(sorted(_spec(dict(table.get(role, {})), title, f"rule.{role}.").items()))
         for role in ("activation", "weight")
