@@ -133,6 +133,7 @@ def test_weights_in_files_are_mapped(tiny_float, monkeypatch, tmp_path):
     assert run(make_session(stored), {"x": X})["y"].tobytes() == expected.tobytes()
     # One of them in memory: both ways at once.
     moved = stored.graph.initializers[names[0]]
+    assert moved.const_value is not None
     moved.const_value = ir.tensor(moved.const_value.numpy().copy(), name=names[0])
     assert edgeq.runtime.in_files(stored)[1] == names[1:]
     assert run(make_session(stored), {"x": X})["y"].tobytes() == expected.tobytes()
