@@ -127,11 +127,11 @@ class Sweep:
         tapped = self.device.tapped()
         for feed in feeds:
             expected = self.simulator.run(feed, self.taps)
-            comparison.add(expected, tapped.run(feed), feed)
+            comparison.add(expected, tapped.run(feed), feed, count)
             plain = {name: expected[name] for name in self.outputs}
             if self.device.held:
                 for runner in self.device.plain():
-                    comparison.add(plain, runner.run(feed), feed)
+                    comparison.add(plain, runner.run(feed), feed, count)
             else:
                 later = _keep(later, feed, plain)
             if float_runner is not None:
@@ -147,10 +147,10 @@ class Sweep:
     def _compare_plain(self, comparison: Comparison, runs: Spool) -> None:
         """Compare the plain forms one after the other, so that only one of them is open."""
         for runner in self.device.plain():
-            for arrays, _ in runs:
+            for count, (arrays, _) in enumerate(runs):
                 feed = {n[len(_FEED) :]: a for n, a in arrays.items() if n.startswith(_FEED)}
                 expected = {name: arrays[_OUTPUT + name] for name in self.outputs}
-                comparison.add(expected, runner.run(feed), feed)
+                comparison.add(expected, runner.run(feed), feed, count)
             del runner  # before the next one is opened
 
     def _measure(self, feed: Arrays, expected: Arrays, float_runner: Runner) -> None:

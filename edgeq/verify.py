@@ -131,19 +131,26 @@ class Comparison:
         self._evidence: Evidence | None = None
         self._feeds = 0
 
-    def add(self, expected: Arrays, actual: Arrays, feeds: Arrays | None = None) -> None:
+    def add(
+        self,
+        expected: Arrays,
+        actual: Arrays,
+        feeds: Arrays | None = None,
+        sample: int | None = None,
+    ) -> None:
         """Compare one feed's tensors.
 
         Args:
             expected: The reference's tensors, in graph order.
             actual: The device's; may hold more than `expected`.
             feeds: What both were fed, for the evidence.
+            sample: The feed's number, where it is compared more than once; else they are counted.
 
         Raises:
             VerificationError: The device has no tensor of an expected name.
         """
-        sample = self._feeds
-        self._feeds += 1
+        sample = self._feeds if sample is None else sample
+        self._feeds = max(self._feeds, sample + 1)
         for name, want in expected.items():
             if name not in actual:
                 raise VerificationError(

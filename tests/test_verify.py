@@ -195,3 +195,12 @@ def test_inputs_that_are_not_quantized_stay_within_what_was_seen(kind, dtype):
 def test_nothing_to_feed_is_refused(inputs):
     with pytest.raises(DataError):
         next(stimuli(inputs))
+
+
+def test_a_feed_that_is_compared_twice_keeps_its_number():
+    comparison = Comparison()
+    for sample in (0, 0, 1):
+        comparison.add({"a": np.zeros(3)}, {"a": np.zeros(3)}, {}, sample)
+    comparison.add({"a": np.zeros(3)}, {"a": np.ones(3)}, {}, 1)
+    first = comparison.verdict().first
+    assert first is not None and first.sample == 1
