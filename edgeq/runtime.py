@@ -20,7 +20,7 @@ from edgeq.graph import clone, to_bytes
 
 # Its wheels for Linux keep a device id and report usage, unless this is set before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-import onnxruntime as ort  # noqa: E402  # edgeq uses no network
+import onnxruntime as ort  # edgeq uses no network
 
 Array: TypeAlias = NDArray[Any]
 Session: TypeAlias = ort.InferenceSession
