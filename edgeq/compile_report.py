@@ -132,6 +132,8 @@ def float_remnants(compiled: Compiled) -> tuple[FloatRow, ...]:
             continue
         proof = kinds.get(str(node.name))
         reason = "kept by --keep-float" if compiled.context.keep_float(node) else ""
+        if not reason and proof is not None and proof.kind == "enumerated":
+            continue  # a fused kernel, on codes
         if not reason and proof is not None:
             reason = f"{proof.kind}: {proof.detail}"
         rows.append(FloatRow(str(node.name), node.op_type, reason))

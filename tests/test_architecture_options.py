@@ -131,6 +131,14 @@ def test_keep_float(tmp_path: Path) -> None:
     assert kept == ["Add", "Add"]
 
 
+def test_fused_kernels_are_no_float_remnants(tmp_path: Path) -> None:
+    bundle, _, _, _ = compile_with(tmp_path, vision.residual)
+    report = json.loads((bundle.path / "report.json").read_text())
+    assert report["kernels"]["QLinearAdd"] == 2
+    left = [row["node"] for row in report["remnants"]]
+    assert left and not any(node.startswith("add") for node in left)
+
+
 def test_a_sum_in_float_needs_a_permission(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="1 nodes without a proof; first: Conv 'conv0'"):
         compile_with(tmp_path, vision.mobilenet_v2, keep_float=["conv0"])
