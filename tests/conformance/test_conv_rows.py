@@ -131,3 +131,18 @@ def test_rows_read_nothing_before_it_is_written(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(rows, "scratch", poisoned)
     monkeypatch.setattr(linear, "scratch", poisoned)
     assert codes_of(model, x, 1).tobytes() == clean.tobytes()
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("kernel", [2, 3, 5])
+def test_every_padding_that_keeps_the_length_of_a_row(kernel: int, dilation: int) -> None:
+    random = np.random.default_rng(kernel)
+    x = random.integers(0, 256, (2, 3, 4, 6)).astype(np.uint8)
+    w = random.integers(-128, 128, (2, 3, 2, kernel)).astype(np.int8)
+    reach = (kernel - 1) * dilation
+    for begin in range(reach + 1):
+        attributes = {"pads": [0, begin, 1, reach - begin], "dilations": [1, dilation]}
+        model = linear_model("Conv", x.shape, w, attributes=attributes, x_zero=99)
+        by_rows = codes_of(model, x, 1)
+        assert by_rows.shape == (2, 2, 4, 6)
+        assert by_rows.tobytes() == codes_of(model, x, NEVER).tobytes()
