@@ -175,7 +175,9 @@ def _near_ties(shape: Shape, q: QParams, generator: np.random.Generator) -> NDAr
 def _outside(shape: Shape, q: QParams, generator: np.random.Generator) -> NDArray[np.float32]:
     """Return reals up to four times beyond both ends, with -0.0 and denormals among them."""
     low, high = q.range
-    values = generator.uniform(4 * low - 1, 4 * high + 1, shape).astype(np.float32)
+    values = generator.uniform(4 * low - 1, 4 * high + 1, shape)
+    largest = np.finfo(np.float32).max
+    values = values.clip(-largest, largest).astype(np.float32)
     special = np.array([-0.0, 0.0, 1e-42, -1e-42, 3e38, -3e38], np.float32)
     chosen = generator.random(shape) < 0.1
     return np.where(chosen, generator.choice(special, shape), values).astype(np.float32)

@@ -160,6 +160,13 @@ def test_outside_saturates_and_holds_negative_zeros():
     assert (np.signbit(x) & (x == 0)).any()
 
 
+def test_outside_of_the_largest_range_is_finite():
+    qparams = QParams(UINT8, f32(1e36), np.array(117, np.int32))
+    item = StimulusInput("x", np.dtype(np.float32), (2, 3, 16, 16), qparams)
+    x = stimulus("outside", item)
+    assert np.isfinite(x).all() and (x == np.finfo(np.float32).max).any()
+
+
 def test_the_same_seed_gives_the_same_feeds():
     first, again, other = (list(stimuli([REALS, CODES], seed=s)) for s in (1, 1, 2))
     assert len(first) == 2 * len(KINDS)
