@@ -2,7 +2,6 @@
 
 - MOVEMENT ops copy or select elements: on codes they are exact, so they run on codes.
 - CLIPS are monotonic: quantizing and clipping commute, so they become limits on codes.
-- ELEMENTWISE ops are single IEEE operations: their float32 bits are the same on every CPU.
 - FUNCTIONS are not defined by IEEE: they need a table of 256 entries.
 - ACCUMULATING ops add many elements: on integers held in float32 their sums are exact.
 - Every other op normalises, and has a pass of its own.
@@ -25,17 +24,6 @@ MOVEMENT = frozenset(
 )  # fmt: skip
 
 CLIPS = frozenset({"Relu", "Clip"})
-
-ELEMENTWISE = frozenset(
-    {
-        "Abs", "Add", "Div", "LeakyRelu", "Max", "Min", "Mul", "Neg", "PRelu", "Sqrt", "Sub", "Sum",
-    }
-)  # fmt: skip
-
-ACCUMULATING = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "Resize"})
-
-# What a table swallows between the codes and a function, where the other operand is one number.
-SCALAR_ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
 
 FUNCTIONS = frozenset(
     {

@@ -8,8 +8,8 @@ an integer, and at least `1 / (2 * my)` away from one. All kernels then agree, f
 (`edgeq.numerics.odd_ratio`); `prove-fused` enumerates the pairs and confirms it.
 
     Add:          all scales that Adds connect become odd multiples of one base
-    Mul:          sy = sa * sb * q / 2**k,       q odd
-    AveragePool:  sy = sx * p / (2**k * count),  p odd
+    Mul:          sy = sa * sb * q / p,          q odd
+    AveragePool:  sy = sx * q / (p * count),     q odd, for every count of a window
 
 Only decisions change (`context.qparams`), not the model.
 """
@@ -21,12 +21,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.numerics.affine import QParams
-from edgeq.numerics.odd_ratio import odd_multiples
+from edgeq.numerics.odd_ratio import FRACTION_LIMIT, odd_fraction, odd_multiples
 from edgeq.passing import Context, Pass
 from edgeq.pool_counts import pool_counts
 from edgeq.roles import activation_inputs, behind_clips
 
-FEWEST_STEPS = 129  # the smallest odd factor of Mul and pools: their scales move by 1 / 129
 LARGEST_CHANGE = 1 / 16  # a component of Adds whose scales span more keeps them
 
 
@@ -91,33 +90,32 @@ class _Groups:
             self.set_scale(leader, float(scale))
 
     def settle_mul(self, node: ir.Node) -> None:
-        """Choose sy so that `M = sa * sb / sy` is a power of two over an odd number."""
+        """Choose sy so that `M = sa * sb / sy` is a fraction with an odd denominator."""
         sides = [self.of(value) for value in activation_inputs(node)]
         y = self.of(behind_clips(node.outputs[0]))
         if len(sides) != 2 or None in sides or y is None or y in self.settled or y in sides:
             return
         product = math.prod(self.scale(side) for side in sides if side is not None)
-        self.set_scale(y, product * _odd_over_power(self.scale(y) / product))
+        p, q = odd_fraction(product / self.scale(y))
+        self.set_scale(y, product * q / p)
 
     def settle_pool(self, node: ir.Node) -> None:
-        """Choose sy so that `count * sy / sx` is an odd number over a power of two."""
+        """Choose sy so that `sx / (sy * count)` has an odd denominator for every window's count."""
         x = next(map(self.of, activation_inputs(node)), None)
         y = self.of(behind_clips(node.outputs[0]))
         if x is None or y is None or y in self.settled or x == y:
             return
-        count = pool_counts(node)[-1]
-        ratio = count * self.scale(y) / self.scale(x)
-        self.set_scale(y, self.scale(x) * _odd_over_power(ratio) / count)
+        counts = pool_counts(node)
+        twos = max(_two_part(count) for count in counts)
+        odds = max(count // _two_part(count) for count in counts)
+        wanted = self.scale(x) / (self.scale(y) * counts[-1])
+        p, q = odd_fraction(wanted, max(FRACTION_LIMIT // odds, 1), twos)
+        self.set_scale(y, self.scale(x) * q / (p * counts[-1]))
 
 
-def _odd_over_power(ratio: float) -> float:
-    """Return the `odd / 2**k` nearest to `ratio`, the odd number at least `FEWEST_STEPS`.
-
-    >>> _odd_over_power(0.3) * 512
-    153.0
-    """
-    power = 2.0 ** math.ceil(math.log2(FEWEST_STEPS / ratio))
-    return (2 * round((ratio * power - 1) / 2) + 1) / power
+def _two_part(number: int) -> int:
+    """Return the largest power of two that divides `number`."""
+    return number & -number
 
 
 def _components(model: ir.Model, groups: _Groups, fused: frozenset[str]) -> list[list[str]]:

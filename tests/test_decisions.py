@@ -11,6 +11,7 @@ import pytest
 from edgeq.calibrate import calibrate
 from edgeq.graph import remove_dead, to_bytes
 from edgeq.numerics.affine import QParams
+from edgeq.numerics.odd_ratio import FRACTION_LIMIT
 from edgeq.numerics.qtype import UINT8
 from edgeq.onnx_api import infer_shapes
 from edgeq.passing import Context, run_pipeline
@@ -288,10 +289,11 @@ def test_a_mul_gets_an_odd_denominator():
     found, changed = related(MUL, asked)
     assert changed == 1 and found["x"] is asked["x"] and found["v"] is asked["v"]
     product = float(asked["x"].scale) * float(asked["v"].scale)
-    odd = float(found["y"].scale) / product
-    odd *= 2.0 ** math.ceil(math.log2(129 / odd))
-    assert abs(odd - round(odd)) < 1e-4 and round(odd) % 2 == 1
-    assert abs(found["y"].scale / asked["y"].scale - 1) <= 1 / 129
+    multiplier = Fraction(product / float(found["y"].scale)).limit_denominator(FRACTION_LIMIT)
+    assert multiplier.denominator % 2 == 1
+    assert abs(float(multiplier) * float(found["y"].scale) / product - 1) < 2**-22
+    assert abs(found["y"].scale / asked["y"].scale - 1) <= 1e-4
+    assert not prove_mul(asked["x"], asked["v"], qparams(product * 64, 3)).equal
     assert prove_mul(found["x"], found["v"], found["y"]).equal
 
 
