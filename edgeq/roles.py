@@ -25,6 +25,11 @@ MOVEMENT = frozenset(
 
 CLIPS = frozenset({"Relu", "Clip"})
 
+ACCUMULATING = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "Resize"})
+
+# What a table swallows between the codes and a function, where the other operand is one number.
+SCALAR_ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
+
 FUNCTIONS = frozenset(
     {
         "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Log", "Mish", "Reciprocal",
