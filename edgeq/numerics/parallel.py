@@ -4,7 +4,8 @@ Each part writes its own memory, so the result does not depend on how many threa
 """
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
@@ -22,9 +23,32 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, thread_name_prefix="edgeq-numerics")
 
 
+_local = threading.local()
+
+
+def together(tasks: Sequence[Callable[[], None]]) -> None:
+    """Run `tasks`, of which there are at most `THREADS`, at the same time, each in one thread."""
+
+    def alone(task: Callable[[], None]) -> None:
+        _local.busy = True  # what it calls shall not cut its work into threads again
+        try:
+            task()
+        finally:
+            _local.busy = False
+
+    with single_threaded():
+        others = [_pool().submit(alone, task) for task in tasks[1:]]
+        try:
+            alone(tasks[0])
+        finally:
+            errors = [future.exception() for future in others]  # waits for all of them
+        for error in filter(None, errors):
+            raise error
+
+
 def for_each(count: int, work: Callable[[int], None], *, worthwhile: bool = True) -> None:
     """Call `work(i)` for `i` in `range(count)`, in any order, in threads if that is worthwhile."""
-    if THREADS == 1 or count < 2 or not worthwhile:
+    if THREADS == 1 or count < 2 or not worthwhile or getattr(_local, "busy", False):
         for index in range(count):
             work(index)
         return
