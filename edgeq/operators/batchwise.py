@@ -126,16 +126,12 @@ def _flatten(node: ir.Node, batched: Batched) -> bool:
 
 _RULES: Mapping[str, Callable[[ir.Node, Batched], bool]] = MappingProxyType(
     {
-        **dict.fromkeys(
-            ("Abs", "Add", "Cast", "Clip", "Div", "Identity", "LeakyRelu", "Max", "Min", "Mul")
-            + ("Neg", "PRelu", "Relu", "Sqrt", "Sub", "Sum"),
-            _pointwise,
-        ),
-        **dict.fromkeys(
-            ("AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool")
-            + ("GlobalMaxPool", "MaxPool", "SpaceToDepth"),
-            _first_input,
-        ),
+        **dict.fromkeys(("Abs", "Cast", "Clip", "Identity", "LeakyRelu", "Neg"), _pointwise),
+        **dict.fromkeys(("Add", "Div", "Max", "Min", "Mul", "PRelu"), _pointwise),
+        **dict.fromkeys(("Relu", "Sqrt", "Sub", "Sum"), _pointwise),
+        **dict.fromkeys(("AveragePool", "Conv", "ConvTranspose", "DepthToSpace"), _first_input),
+        **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "MaxPool"), _first_input),
+        "SpaceToDepth": _first_input,
         **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantize),
         **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), _axes_input(1)),
         "Concat": _axis(0),
