@@ -32,11 +32,12 @@ def keeps_samples_apart(graph: ir.Graph) -> bool:
 
 
 def _has_free_axis(value: ir.Value) -> bool:
-    return bool(value.shape) and not isinstance(value.shape[0], int)
+    sizes = list(value.shape or ())
+    return bool(sizes) and not isinstance(sizes[0], int)
 
 
 def _pointwise(node: ir.Node, batched: Batched) -> bool:
-    ranks = {rank(value) for value in node.inputs if value in batched}
+    ranks = {rank(value) for value in node.inputs if value is not None and value in batched}
     if len(ranks) != 1 or None in ranks:
         return False
     (axes,) = ranks
@@ -72,7 +73,7 @@ def _axis(default: int) -> Callable[[ir.Node, Batched], bool]:
         axes = rank(node.inputs[0]) if node.inputs[0] is not None else None
         axis = int_attribute(node, "axis", default)
         data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
-        return bool(axes) and axis % axes != 0 and all(value in batched for value in data)
+        return bool(axes and axis % axes) and all(value in batched for value in data)
 
     return rule
 
