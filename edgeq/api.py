@@ -1,7 +1,9 @@
 """The verbs of the command line, in Python: compile, check, simulate, export."""
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,8 +27,8 @@ def compile(
     *,
     target: str = "ort-cpu",
     calibration: object,
-    output: PathLike,
     recipe: PathLike | Recipe = "int8",
+    output: PathLike | None = None,
     settings: Mapping[str, str] | None = None,
     evaluation: object | None = None,
     metric: str | None = None,
@@ -41,7 +43,9 @@ def compile(
 ) -> Bundle:
     """Quantize a model, compile it, verify its bits, and write the bundle.
 
-    Arguments are the attributes of `edgeq.request.CompileRequest`.
+    Arguments are the attributes of `edgeq.request.CompileRequest`. Without `output` the bundle is
+    written to a new folder below the system's folder for temporary files, `edgeq-*/bundle`, which
+    stays until someone removes it.
 
     Raises:
         VerificationError: A bit differs, or a proof or a limit is missing; nothing was written
@@ -50,6 +54,10 @@ def compile(
     """
     from edgeq.compile import compile_model
 
+    made = output is None
+    destination = (
+        Path(tempfile.mkdtemp(prefix="edgeq-"), "bundle") if output is None else Path(output)
+    )
     request = CompileRequest(
         model=model,
         target=target,
@@ -64,11 +72,16 @@ def compile(
         output_types=output_types or {},
         keep_float=tuple(keep_float),
         allow_unproven=tuple(allow_unproven),
-        output=Path(output),
+        output=destination,
         force=force,
     )
-    compile_model(request, progress)
-    return open_bundle(output)
+    try:
+        compile_model(request, progress)
+    finally:
+        if made:
+            with suppress(OSError):  # not empty: it holds the bundle, or the evidence
+                destination.parent.rmdir()
+    return open_bundle(destination)
 
 
 def check(

@@ -4,11 +4,15 @@ import inspect
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 import edgeq
+from edgeq.errors import EdgeqError
+from tests.architectures import shapes
+from tests.architectures.net import Net
 
 ROOT = Path(__file__).parent.parent
 FACADE = ["Bundle", "EdgeqError", "Recipe", "__version__", "check", "compile", "export", "simulate"]
@@ -58,3 +62,21 @@ def test_importing_leaves_heavy_libraries_alone(statement, heavy):
     loaded = set(json.loads(run.stdout))
     assert "edgeq" in loaded
     assert not loaded & set(heavy)
+
+
+def test_without_an_output_the_bundle_is_in_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    net = Net()
+    model = net.model(shapes.mlp(net))
+    bundles = [edgeq.compile(model, calibration=net.feeds(4)) for _ in range(2)]
+    folders = [bundle.path.parent for bundle in bundles]
+    assert sorted(folders) == sorted(tmp_path.glob("edgeq-*")) and len(set(folders)) == 2
+    for bundle in bundles:
+        edgeq.check(bundle).raise_for_mismatch()
+
+
+def test_without_an_output_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(EdgeqError, match="no-such"):
+        edgeq.compile("no-such.onnx", calibration="no-such.npz")
+    assert list(tmp_path.iterdir()) == []
