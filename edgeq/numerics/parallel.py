@@ -15,7 +15,7 @@ from edgeq.numerics.blas import single_threaded
 THREADS = min(2, os.cpu_count() or 1)
 # Elements that one numpy call should treat. Shorter calls (a few microseconds) fight for the
 # interpreter lock and two threads are slower than one (measured); longer ones leave the cache.
-GRAIN = 160_000
+GRAIN = 240_000
 
 
 @lru_cache(maxsize=1)
@@ -46,9 +46,14 @@ def together(tasks: Sequence[Callable[[], None]]) -> None:
             raise error
 
 
+def _busy() -> bool:
+    """Whether this thread has a share of the whole work already."""
+    return getattr(_local, "busy", False)
+
+
 def for_each(count: int, work: Callable[[int], None], *, worthwhile: bool = True) -> None:
     """Call `work(i)` for `i` in `range(count)`, in any order, in threads if that is worthwhile."""
-    if THREADS == 1 or count < 2 or not worthwhile or getattr(_local, "busy", False):
+    if THREADS == 1 or count < 2 or not worthwhile or _busy():
         for index in range(count):
             work(index)
         return
@@ -77,7 +82,7 @@ def blocks(rows: int, width: int) -> list[slice]:
 
 
 def parts(rows: int, width: int) -> list[slice]:
-    """Cut `rows` as `blocks` does, but into one part per thread at least."""
-    most = max(1, -(-rows // THREADS))
+    """Cut `rows` as `blocks` does, but into one part per thread that will share them at least."""
+    most = max(1, rows if _busy() else -(-rows // THREADS))
     step = min(most, max(1, round(GRAIN / max(1, width))))
     return [slice(start, min(rows, start + step)) for start in range(0, rows, step)]
