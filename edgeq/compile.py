@@ -27,7 +27,7 @@ from edgeq.qdq import quantized_tensors
 from edgeq.recipe import Recipe, Rule, load_recipe
 from edgeq.request import CompileOutcome, CompileRequest, Progress, silent
 from edgeq.roles import is_activation
-from edgeq.scores import check_evaluation, check_metric, score
+from edgeq.scores import check_evaluation, check_metric, evaluation_digest, score
 from edgeq.source import Source, read_source
 from edgeq.stimuli import StimulusInput, stimuli
 from edgeq.targeting import Artifact, Target, find_target
@@ -185,6 +185,7 @@ def _quantize(
     release_mapped(reference)
     with stages("certify"):
         certificate = certify(model, target.capabilities)
+        _check_allowed(request, certificate)
         artifact = target.lower(model)
         _refuse_unproven(request, certificate, artifact)
         kernels = target.kernels(model)
@@ -200,9 +201,10 @@ def _quantize(
     release_mapped(reference)
     with stages("evaluate"):
         metrics = score(request, source, context, sweep, stages.progress)
+        evaluated = evaluation_digest(request)
     return Compiled(
         source, context, model, artifact, tuple(records), certificate, checks, sweep, kernels,
-        metrics,
+        metrics, evaluated,
     )  # fmt: skip
 
 
@@ -211,6 +213,17 @@ def activations(model: ir.Model) -> list[str]:
     values = list(model.graph.inputs)
     values += [value for node in model.graph for value in node.outputs]
     return [str(value.name) for value in values if is_activation(value)]
+
+
+def _check_allowed(request: CompileRequest, certificate: Certificate) -> None:
+    """Refuse patterns that no node has; the names are those of the model that was certified."""
+    for pattern in request.allow_unproven:
+        rule = Rule(name=pattern)
+        if not any(rule.matches(proof.op_type, [proof.node]) for proof in certificate.proofs):
+            raise ModelError(
+                f"--allow-unproven {pattern}: no node of the quantized model has such a name"
+                f"{suggest(pattern, [proof.node for proof in certificate.proofs])}"
+            )
 
 
 def _refuse_unproven(request: CompileRequest, certificate: Certificate, artifact: Artifact) -> None:

@@ -82,7 +82,7 @@ def build_manifest(compiled: Compiled, target: Target) -> Manifest:
         versions=versions(),
         session_options=target.capabilities.session_options,
         metrics=compiled.metrics,
-        evaluation_digest=None,
+        evaluation_digest=compiled.evaluation_digest,
     )
 
 

@@ -37,6 +37,7 @@ class Compiled:
         sweep: Fidelity and golden vectors.
         kernels: What the runtime made of the model.
         metrics: Figures by name.
+        evaluation_digest: sha256 of the file that they were measured on; None: not of one file.
     """
 
     source: Source
@@ -49,3 +50,4 @@ class Compiled:
     sweep: Sweep
     kernels: Mapping[str, int]
     metrics: Mapping[str, float]
+    evaluation_digest: str | None = None

@@ -4,7 +4,9 @@ The evaluation data go through both in one stream; without such data the figures
 calibration samples, which the verification has measured.
 """
 
+import hashlib
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from edgeq.source import Source
 
 Arrays = dict[str, NDArray[Any]]
 _THREADS = 2
+_BLOCK = 1 << 20  # bytes
 
 
 def score(
@@ -97,6 +100,20 @@ def check_evaluation(request: CompileRequest, model: ir.Model) -> None:
     _, label = next(samples.labelled())
     if label is None and request.metric is not None and find_metric(request.metric).needs_label:
         raise DataError(f"metric {request.metric}: {request.evaluation} has no array 'label'")
+
+
+def evaluation_digest(request: CompileRequest) -> str | None:
+    """Return the sha256 of the evaluation data, in hexadecimal, if they are one `.npz` file."""
+    if not isinstance(request.evaluation, (str, os.PathLike)):
+        return None
+    path = Path(request.evaluation)
+    if path.suffix != ".npz" or not path.is_file():
+        return None  # a folder, or a function that yields the data
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class _Pair:

@@ -112,6 +112,10 @@ REFUSED: dict[str, tuple[Architecture, dict[str, Any], str]] = {
     "no such node": (
         shapes.mlp, {"keep_float": ["mathmul0"]}, "no node or value .*did you mean 'matmul0'"
     ),
+    "no such unproven node": (
+        shapes.mlp, {"allow_unproven": ["matmul0", "mathmul0"]},
+        "--allow-unproven mathmul0: no node .*did you mean 'matmul0'",
+    ),
     "16 bits": (shapes.mlp, {"output_types": {"add4": "int16"}}, "write uint8 or float32"),
 }  # fmt: skip
 

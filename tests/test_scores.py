@@ -1,5 +1,6 @@
 """The figures of a compilation are those of its bundle, run over the evaluation data."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeq.compile import compile_model
 from edgeq.errors import DataError, UnknownNameError
+from edgeq.manifest import load_manifest
 from edgeq.request import CompileRequest
 
 RNG = np.random.default_rng(3)
@@ -84,6 +86,8 @@ def test_figures_are_those_of_the_bundle(tmp_path, evaluated):
     for name, value in expected.items():
         assert abs(metrics[name] - value) < 1e-6, name
     assert 20 < metrics["sqnr_db"] < 80
+    digest = hashlib.sha256(paths["evaluation"].read_bytes()).hexdigest()
+    assert load_manifest(tmp_path / "b").evaluation_digest == (digest if evaluated else None)
 
 
 def test_sqnr_has_no_float_figure(tmp_path):
@@ -93,6 +97,7 @@ def test_sqnr_has_no_float_figure(tmp_path):
     )  # fmt: skip
     metrics = compile_model(request).metrics
     assert list(metrics) == ["sqnr_db", "sqnr_db_features", "sqnr"]
+    assert load_manifest(tmp_path / "b").evaluation_digest is None  # not of one file
 
 
 @pytest.mark.parametrize(
