@@ -255,14 +255,6 @@ def _finished(acc: Array, finish: Finish) -> Array:
     return out
 
 
-def _product_bound(w: Array, x_max: int, bias: Array | None) -> int:
-    """Bound over all channels; a constant `w` may have batch axes, or be a vector."""
-    depth = 0 if w.ndim == 1 else w.ndim - 2
-    sums = np.abs(w.astype(np.int64)).sum(axis=depth) * x_max
-    extra = 0 if bias is None else int(np.abs(bias.astype(np.int64)).max(initial=0))
-    return int(sums.max(initial=0)) + extra
-
-
 def _mul(group: LinearGroup, finish: Finish) -> Callable[..., Array]:
     zero_a, zero_b = group.x.qparams.zero_point, group.w.qparams.zero_point
     # Two 8-bit operands: every product is below 2**17.
