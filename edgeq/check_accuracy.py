@@ -1,8 +1,9 @@
 """Accuracy of a bundle on a device, over labelled data read in a stream.
 
 Part of a bundle's `check.py`: numpy and standard library. The metrics are those of edgeq's host
-side: top1 in percent, nll in nats per label, psnr in dB with a peak of 1, mse. `sqnr` needs the
-float model, which a bundle does not hold.
+side: top1 in percent, nll in nats per label, perplexity (its exponential), psnr in dB with a peak
+of 1, mse. `sqnr` needs the float model, which a bundle does not hold. Labels of classes that are
+`IGNORED` do not count.
 """
 
 import zipfile
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from edgeq.check_folder import Arrays, CheckError
 from edgeq.check_session import Session, run_model
 
-METRICS = ("top1", "nll", "psnr", "mse")
+METRICS = ("top1", "nll", "perplexity", "psnr", "mse")
+IGNORED = -100
 BATCH = 16  # samples per run where the model's batch is symbolic
 
 
@@ -43,28 +45,37 @@ def accuracy(
         total, count = total + part, count + size
     if count == 0:
         raise CheckError(f"{path}: holds no samples")
-    figures = {metric: total / count}
+    with np.errstate(over="ignore"):
+        mean = float(np.exp(total / count)) if metric == "perplexity" else total / count
+    figures = {metric: mean}
     if metric in manifest.get("metrics", {}):
         figures[f"{metric}_host"] = float(manifest["metrics"][metric])
     return figures
 
 
 def _top1(value: NDArray[Any], label: NDArray[Any]) -> tuple[float, int]:
-    found = value.argmax(-1)
-    if found.size != label.size:
-        raise CheckError(f"labels have shape {label.shape}, predictions {found.shape}")
-    return 100.0 * int((found.reshape(-1) == label.reshape(-1)).sum()), label.size
+    value, label = _counted(value, label)
+    return 100.0 * int((value.argmax(-1) == label).sum()), label.size
 
 
 def _nll(value: NDArray[Any], label: NDArray[Any]) -> tuple[float, int]:
-    if value.shape[:-1] != label.shape or label.dtype.kind not in "iu":
-        raise CheckError(f"labels are {label.dtype} {label.shape}, logits {value.shape}")
-    if label.size and not 0 <= int(label.min()) <= int(label.max()) < value.shape[-1]:
-        raise CheckError(f"labels go beyond {value.shape[-1]} classes")
+    value, label = _counted(value, label)
     value = value - value.max(-1, keepdims=True)
     logp = value - np.log(np.exp(value).sum(-1, keepdims=True))
-    picked = np.take_along_axis(logp, label[..., None].astype(np.int64), -1)
-    return -float(picked.sum()), label.size
+    return -float(np.take_along_axis(logp, label[..., None], -1).sum()), label.size
+
+
+def _counted(
+    value: NDArray[Any], label: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the logits and the classes of the labels that count."""
+    if value.shape[:-1] != label.shape or label.dtype.kind not in "iu":
+        raise CheckError(f"labels are {label.dtype} {label.shape}, logits {value.shape}")
+    counts, classes = label != IGNORED, value.shape[-1]
+    value, label = value[counts], label[counts]
+    if label.size and not 0 <= int(label.min()) <= int(label.max()) < classes:
+        raise CheckError(f"labels go beyond {classes} classes")
+    return value, label.astype(np.int64)
 
 
 def _psnr(value: NDArray[Any], label: NDArray[Any]) -> tuple[float, int]:
@@ -83,7 +94,7 @@ def _squares(value: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.square(value - label.astype(np.float64)), np.float64)
 
 
-_SCORES = {"top1": _top1, "nll": _nll, "psnr": _psnr, "mse": _mse}
+_SCORES = {"top1": _top1, "nll": _nll, "perplexity": _nll, "psnr": _psnr, "mse": _mse}
 
 
 def _batches(path: Path, inputs: Mapping[str, Any]) -> Iterator[Arrays]:

@@ -1,7 +1,8 @@
 """What a model is worth, in one number over an evaluation set; O(1) memory.
 
 The first output is compared with `label`, or, for `sqnr`, all outputs with the float model's.
-`value` sums in float64 over everything seen, in the order it came.
+`value` sums in float64 over everything seen, in the order it came. Labels of classes that are
+`IGNORED` do not count: so a window of tokens can be filled up to a length.
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +17,7 @@ from edgeq.user_code import find_function
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
+IGNORED = -100  # the same number as torch.nn.CrossEntropyLoss's
 _LEAST = 1e-30  # an error of zero counts as this, so that decibels stay finite
 
 
@@ -100,9 +102,13 @@ class _Classes(_LabelMean):
 
     def sum_and_count(self, output: Array, label: Array) -> tuple[float, int]:
         """Return the sum of `score`, and the number of labels."""
-        classes = output.shape[-1]
-        if label.dtype.kind not in "iu" or (label.size and not 0 <= label.min() <= label.max()):
-            raise DataError(f"metric {self.name}: label must be class numbers, integers from 0")
+        classes, counts = output.shape[-1], label != IGNORED
+        output, label = output[counts], label[counts]
+        if label.dtype.kind not in "iu" or (label < 0).any():
+            raise DataError(
+                f"metric {self.name}: label must be class numbers, integers from 0"
+                f" ({IGNORED}: does not count)"
+            )
         if label.size and label.max() >= classes:
             raise DataError(
                 f"metric {self.name}: label {label.max()}, but the output has {classes} classes"
@@ -136,6 +142,17 @@ class Nll(_Classes):
         logits = output - output.max(-1, keepdims=True)
         logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         return -float(np.take_along_axis(logp, label[..., None], -1).sum())
+
+
+class Perplexity(Nll):
+    """How many classes a model hesitates between: `exp(nll)`, over all labels."""
+
+    name = "perplexity"
+
+    def value(self) -> float:
+        """Return it; infinite where float64 ends."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(super().value()))
 
 
 class Mse(_LabelMean):
@@ -229,7 +246,7 @@ class UserMetric(Metric):
         return self._total / self._count
 
 
-_METRICS: tuple[type[Metric], ...] = (Top1, Nll, Psnr, Mse, Sqnr)
+_METRICS: tuple[type[Metric], ...] = (Top1, Nll, Perplexity, Psnr, Mse, Sqnr)
 
 
 def metric_names() -> list[str]:

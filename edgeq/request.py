@@ -43,7 +43,7 @@ class CompileRequest:
         recipe: A built-in name, the path of a TOML file, or a recipe.
         settings: Recipe keys to change: `{"activation.observer": "minmax"}`; values are TOML.
         evaluation: Data with `label` for `metric`; like `calibration`.
-        metric: `top1`, `nll`, `psnr`, `mse`, `sqnr` or `MODULE:FUNCTION`.
+        metric: `top1`, `nll`, `perplexity`, `psnr`, `mse`, `sqnr` or `MODULE:FUNCTION`.
         samples: Use and verify on the first so many calibration samples; None: on all.
         seed: The only source of randomness.
         input_types: Graph inputs to feed as codes: name to `uint8` or `float32`.

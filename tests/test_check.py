@@ -245,12 +245,14 @@ def test_accuracy_on_the_device_stands_beside_the_hosts(bundle, tmp_path):
     assert json.loads(found.stdout)["metrics"] == {"top1": expected, "top1_host": 50.0}
 
 
-@pytest.mark.parametrize("metric", ["top1", "nll", "psnr", "mse"])
-def test_metrics_are_those_of_the_host(bundle, tmp_path, metric):
-    from edgeq.metrics import find_metric
+@pytest.mark.parametrize("ignored", [0, 7])
+@pytest.mark.parametrize("metric", ["top1", "nll", "perplexity", "psnr", "mse"])
+def test_metrics_are_those_of_the_host(bundle, tmp_path, metric, ignored):
+    from edgeq.metrics import IGNORED, find_metric
 
     shape = {"psnr": (40, 4), "mse": (40, 4)}.get(metric, (40,))
     label = np.random.default_rng(2).integers(0, 4, shape)
+    label[:ignored] = IGNORED
     arrays = evaluation(tmp_path / "e.npz", label=label if len(shape) == 1 else label / 7)
     host = find_metric(metric)
     (y,) = bundle.session().run(None, {"x": arrays["x"]})
@@ -265,6 +267,8 @@ def test_metrics_are_those_of_the_host(bundle, tmp_path, metric):
     [
         ("top1", np.zeros((40, 2), np.int64)),
         ("nll", np.full(40, 4)),
+        ("top1", np.full(40, -1)),
+        ("top1", np.zeros((40, 1), np.int64)),
         ("nll", np.zeros(40)),
         ("psnr", np.zeros((40, 3))),
         ("mse", np.zeros(40)),

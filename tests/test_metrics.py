@@ -1,5 +1,6 @@
 """Metrics equal their formulas over all data at once, however the data come in pieces."""
 
+import json
 import sys
 from itertools import pairwise
 
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.cases import ZOO, load_zoo
 from edgeq.errors import DataError, UnknownNameError
-from edgeq.metrics import Metric, find_metric, metric_names
+from edgeq.metrics import IGNORED, Metric, find_metric, metric_names
 
 N = 12
 RNG = np.random.default_rng(7)
@@ -32,6 +34,10 @@ def nll(y, label):
     return float(np.mean(-np.log(np.take_along_axis(p, label[..., None].astype(int), -1))))
 
 
+def perplexity(y, label):
+    return float(np.exp(nll(y, label)))
+
+
 def mse(y, label):
     return float(np.mean((y.astype(np.float64) - label) ** 2))
 
@@ -49,6 +55,8 @@ CASES = [
     ("top1", top1, LOGITS, CLASSES.astype(np.uint8)),
     ("nll", nll, LOGITS, CLASSES),
     ("nll", nll, TOKENS, NEXT.astype(np.uint8)),
+    ("perplexity", perplexity, LOGITS, CLASSES),
+    ("perplexity", perplexity, TOKENS / 30, NEXT),
     ("mse", mse, IMAGES, TRUTH),
     ("mse", mse, IMAGES.astype(np.float64), TRUTH > 0.5),
     ("psnr", psnr, IMAGES, TRUTH),
@@ -79,6 +87,32 @@ def test_metrics_are_their_formulas(name, formula, outputs, label, cuts):
     assert abs(found - formula(outputs, label)) <= 1e-12 * max(1, abs(found))
 
 
+@pytest.mark.parametrize("name", ["top1", "nll", "perplexity"])
+@given(cuts=st.sets(st.integers(1, N - 1)), kept=st.integers(1, 4))
+def test_labels_that_do_not_count(name, cuts, kept):
+    """Windows filled up to four tokens are worth what they are worth unfilled."""
+    filled = NEXT.copy()
+    filled[:, kept:] = IGNORED
+    found = run(find_metric(name), TOKENS, filled, cuts)
+    alone = run(find_metric(name), TOKENS[:, :kept], NEXT[:, :kept])
+    assert abs(found - alone) <= 1e-12 * max(1, abs(found))
+
+
+def test_windows_may_differ_in_length():
+    metric = find_metric("nll")
+    for rows, length in ((slice(0, 5), 4), (slice(5, 6), 1), (slice(6, N), 3)):
+        y = TOKENS[rows, :length]
+        metric.update({"y": y}, {"y": y}, NEXT[rows, :length])
+    filled = NEXT.copy()
+    filled[5, 1:] = filled[6:, 3:] = IGNORED
+    assert abs(metric.value() - run(find_metric("nll"), TOKENS, filled)) < 1e-12
+
+
+def test_nothing_that_counts_has_no_value():
+    with pytest.raises(DataError, match="metric nll: there were no samples"):
+        run(find_metric("nll"), TOKENS, np.full_like(NEXT, IGNORED))
+
+
 @given(cuts=st.sets(st.integers(1, N - 1)))
 def test_sqnr_is_over_all_outputs(cuts):
     metric, edges = find_metric("sqnr"), [0, *sorted(cuts), N]
@@ -91,10 +125,38 @@ def test_sqnr_is_over_all_outputs(cuts):
     assert abs(metric.value() - 10 * np.log10(signal / noise)) < 1e-10
 
 
+@pytest.mark.zoo
+@pytest.mark.parametrize(("name", "outputs", "label"), [
+    ("top1", LOGITS, CLASSES), ("nll", TOKENS, NEXT), ("psnr", IMAGES, TRUTH),
+    ("mse", IMAGES, TRUTH), ("sqnr", IMAGES, None),
+])  # fmt: skip
+def test_the_zoo_computes_the_same(name, outputs, label, tmp_path):
+    """A case of the zoo's form whose model is the identity."""
+    if not (ZOO / "zoo.py").is_file():
+        pytest.skip(f"{ZOO} is absent")
+    noisy = outputs + np.float32(0.01)
+    arrays = {"eval_x": noisy} | ({} if label is None else {"label": label})
+    (tmp_path / "case").mkdir()
+    np.savez(tmp_path / "case" / "data.npz", **arrays)
+    case = {"name": "case", "metric": name, "inputs": {"x": None}}
+    (tmp_path / "case" / "case.json").write_text(json.dumps(case))
+    value = (
+        load_zoo(ZOO)
+        .load("case", tmp_path)
+        .evaluate(
+            lambda feeds: [feeds["x"]], lambda feeds: [feeds["x"] - np.float32(0.01)], batch=5
+        )
+    )
+    found = run(find_metric(name), noisy, label, [5, 10], reference=noisy - np.float32(0.01))
+    # One mean over the images there, sums of pieces here: some ulps of float64.
+    assert abs(found - value) <= 1e-14 * abs(value)
+
+
 def test_known_values():
     one = np.eye(4, dtype=np.float32)
     assert run(find_metric("top1"), one, np.array([0, 1, 2, 0])) == 75.0
     assert abs(run(find_metric("nll"), np.zeros((3, 8)), np.arange(3)) - np.log(8)) < 1e-15
+    assert abs(run(find_metric("perplexity"), np.zeros((3, 8)), np.arange(3)) - 8) < 1e-14
     assert run(find_metric("mse"), one, one + 2) == 4.0
     off = np.full((2, 1, 3, 3), 0.1)
     assert abs(run(find_metric("psnr"), off, np.zeros_like(off)) - 20) < 1e-12
@@ -106,13 +168,14 @@ def test_known_values():
 
 def test_large_logits_do_not_overflow():
     assert run(find_metric("nll"), np.array([[1e4, 0.0], [0.0, 1e4]]), np.array([0, 0])) == 5e3
+    assert run(find_metric("perplexity"), np.array([[1e4, 0.0]]), np.array([1])) == np.inf
 
 
 def test_what_is_better():
     better = {name: find_metric(name).higher_is_better for name in metric_names()}
-    assert better == {"top1": True, "nll": False, "psnr": True, "mse": False, "sqnr": True}
+    assert [name for name in better if not better[name]] == ["nll", "perplexity", "mse"]
     needed = [name for name in metric_names() if find_metric(name).needs_label]
-    assert needed == ["top1", "nll", "psnr", "mse"]
+    assert needed == ["top1", "nll", "perplexity", "psnr", "mse"]
 
 
 def test_metrics_do_not_share_their_state():
@@ -136,7 +199,9 @@ BAD = [
     ("shape", "mse", IMAGES, TRUTH[:, 0], r"label has shape \[12, 6, 6\].*\[12, 1, 6, 6\]"),
     ("shape", "psnr", IMAGES, TRUTH[:, :, :1], "label has shape"),
     ("floats", "top1", LOGITS, CLASSES.astype(float), "class numbers, integers from 0"),
-    ("negative", "nll", LOGITS, CLASSES - 5, "class numbers, integers from 0"),
+    ("negative", "nll", LOGITS, CLASSES - 5, r"class numbers.*\(-100: does not count\)"),
+    ("negative", "top1", LOGITS, np.full_like(CLASSES, IGNORED + 1), "class numbers"),
+    ("wraps", "nll", LOGITS, np.full(N, 2**64 + IGNORED, np.uint64), "has 5 classes"),
     ("too large", "nll", LOGITS, CLASSES + 5, "but the output has 5 classes"),
     ("too large", "top1", LOGITS, CLASSES + 5, "but the output has 5 classes"),
     ("bytes", "psnr", IMAGES, (TRUTH * 255).astype(np.uint8), r"images in \[0, 1\] as float"),
@@ -153,7 +218,7 @@ def test_labels_that_do_not_fit(name, outputs, label, complaint):
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("top", r"no metric 'top' \(did you mean 'top1'\?\); known metrics: top1, nll, psnr"),
+        ("top", r"no metric 'top' \(did you mean 'top1'\?\); known metrics: top1, nll, perplex"),
         ("accuracy-of-my-own", "or MODULE:FUNCTION"),
         ("", "no metric ''"),
     ],

@@ -1,6 +1,7 @@
 """The figures of a compilation are those of its bundle, run over the evaluation data."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
+from edgeq.cli import app
 from edgeq.compile import compile_model
 from edgeq.errors import DataError, UnknownNameError
 from edgeq.manifest import load_manifest
@@ -122,3 +125,65 @@ def test_what_cannot_be_scored(tmp_path, evaluation, metric, error, complaint):
         compile_model(request, lambda stage, done=0, total=None: stages.append(stage))
     assert "prepare" not in stages or metric == "psnr"  # said before the work, where possible
     assert not (tmp_path / "b").exists()
+
+
+WINDOWS = RNG.normal(size=(6, 9, 6)).astype(np.float32)  # windows, tokens, channels
+NEXT = RNG.integers(0, 4, (6, 9))
+NEXT[-1, 4:] = -100  # the last window is filled up
+
+
+def token_model() -> onnx.ModelProto:
+    """Logits for each token of windows of any length."""
+    weights = {"v": (6, 8), "w": (8, 4)}
+    tensors = [
+        numpy_helper.from_array(RNG.normal(size=shape).astype(np.float32), name)
+        for name, shape in weights.items()
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "w"], ["logits"], name="second"),
+    ]
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", "T", size])
+        for name, size in (("x", 6), ("logits", 4))
+    )
+    graph = helper.make_graph(nodes, "tokens", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def nll(logits: np.ndarray) -> float:
+    """Nats per label that counts, over all of `NEXT`."""
+    wide = logits.astype(np.float64)
+    logp = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    counts = NEXT != -100
+    return -float(logp[counts, NEXT[counts]].mean())
+
+
+@pytest.mark.parametrize("metric", ["nll", "perplexity", "top1"])
+def test_labels_of_tokens_on_the_command_line(tmp_path, metric):
+    model, bundle = tmp_path / "model.onnx", tmp_path / "bundle"
+    onnx.save(token_model(), model)
+    for name, more in (("calibration", {}), ("evaluation", {"label": NEXT})):
+        np.savez(tmp_path / f"{name}.npz", x=WINDOWS, **more)
+    data = ["--evaluation", str(tmp_path / "evaluation.npz"), "--metric", metric, "--json"]
+    compiled, checked = (
+        CliRunner().invoke(app, [*map(str, command), *data])
+        for command in (
+            ("compile", model, "--target", "ort-cpu", "-o", bundle,
+             "--calibration", tmp_path / "calibration.npz"),
+            ("check", bundle),
+        )
+    )  # fmt: skip
+    assert compiled.exit_code == checked.exit_code == 0, compiled.output + checked.output
+    for path, found in {
+        deployed(bundle): json.loads(compiled.stdout)["metrics"][metric],
+        str(model): json.loads(compiled.stdout)["metrics"][f"{metric}_float"],
+        f"{bundle}/model.onnx": json.loads(checked.stdout)["metrics"][metric],
+    }.items():
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (logits,) = session.run(None, {"x": WINDOWS})
+        right = logits.argmax(-1)[NEXT != -100] == NEXT[NEXT != -100]
+        expected = {"nll": nll(logits), "perplexity": np.exp(nll(logits)),
+                    "top1": 100 * np.mean(right)}  # fmt: skip
+        assert abs(found - expected[metric]) < 1e-6 * expected[metric]

@@ -13,7 +13,8 @@ def command(
         Path | None, typer.Option("--evaluation", help=".npz with inputs and `label`.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", help="top1, nll, psnr or mse, for --evaluation.")
+        str | None,
+        typer.Option("--metric", help="top1, nll, perplexity, psnr or mse, for --evaluation."),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="For the latency.")] = 1,
     repeat: Annotated[

@@ -36,7 +36,7 @@ def command(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option("--metric", help="top1, nll, psnr, mse, sqnr or MODULE:FUNCTION."),
+        typer.Option("--metric", help="top1, nll, perplexity, psnr, mse, sqnr or MODULE:FUNCTION."),
     ] = None,
     samples: Annotated[
         int | None, typer.Option("--samples", min=1, help="Use the first so many samples.")
