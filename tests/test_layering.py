@@ -23,7 +23,8 @@ LAYERS = {
     "check": "check check_*",
     "numerics": "numerics numerics.*",
     "graph": "graph onnx_api exactness dims folding linear_weights pool_counts tensor_check"
-    " to_float32 old_opsets affine_nodes look_up functions unary_regions roles qdq simplify elementary versions",
+    " to_float32 old_opsets affine_nodes look_up functions roles qdq simplify elementary versions"
+    " unary_regions",
     "recipe": "recipe",
     "operators": "operators operators.* float_sums",
     "simulate": "simulate stimuli fidelity",

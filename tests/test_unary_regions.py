@@ -147,9 +147,8 @@ def test_quantized_readers_of_the_same_codes_are_one_source():
     infer_shapes(same)
     (region,) = unary_regions(same.graph)
     assert region.source.name == "a" and [n.op_type for n in region.nodes] == ["Sigmoid", "Mul"]
-    other = ir.from_onnx_text(
-        f"{head} {{ {quantized.replace('b = DequantizeLinear(q, s,', 'b = DequantizeLinear(q, s2,')} }}"
-    )
+    changed = quantized.replace("b = DequantizeLinear(q, s,", "b = DequantizeLinear(q, s2,")
+    other = ir.from_onnx_text(f"{head} {{ {changed} }}")
     infer_shapes(other)
     assert [n.op_type for r in unary_regions(other.graph) for n in r.nodes] == ["Sigmoid"]
 
