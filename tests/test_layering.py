@@ -24,6 +24,7 @@ LAYERS = {
     "numerics": "numerics numerics.*",
     "graph": "graph onnx_api exactness dims folding linear_weights pool_counts tensor_check"
     " to_float32 old_opsets affine_nodes look_up functions roles qdq simplify elementary versions"
+    " normalization"
     " unary_regions",
     "recipe": "recipe",
     "operators": "operators operators.* float_sums",
