@@ -24,17 +24,18 @@ LAYERS = {
     "numerics": "numerics numerics.*",
     "graph": "graph onnx_api exactness dims folding linear_weights pool_counts tensor_check"
     " to_float32 old_opsets affine_nodes look_up functions roles qdq simplify elementary versions"
+    " attention possible_values"
     " normalization"
     " unary_regions",
     "recipe": "recipe",
     "operators": "operators operators.* float_sums",
     "simulate": "simulate stimuli fidelity",
-    "in and out": "runtime npz feeds spool user_code data metrics load export source"
+    "in and out": "runtime npz feeds spool user_code data metrics language load export source"
     " observe"
     " histogram statistics clipping entropy weight_range weight_codes"
     " calibrate",
     "targeting": "by_name targeting",
-    "passing": "passing request proofs",
+    "passing": "passing request proofs code_plan",
     "passes!": "passes passes.* targets targets.*",
     "verify": "certify tolerance verify float_proofs fused_proofs integer_proofs"
     " rules lint float_checks fusion_checks linear_checks",
