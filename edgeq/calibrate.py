@@ -154,15 +154,20 @@ def _sizes(model: ir.Model, names: Sequence[str], feed: Feeds) -> dict[str, int]
 
 
 def _batches(samples: Iterable[Feeds], batch: int) -> Iterator[list[Feeds]]:
-    """Yield `batch` feeds at a time, the last time what is left."""
+    """Yield `batch` feeds at a time; fewer where the next one has other shapes, and at the end."""
     feeds: list[Feeds] = []
     for feed in samples:
-        feeds.append(feed)
-        if len(feeds) == batch:
+        if feeds and (len(feeds) == batch or _row_shapes(feed) != _row_shapes(feeds[0])):
             yield feeds
             feeds = []
+        feeds.append(feed)
     if feeds:
         yield feeds
+
+
+def _row_shapes(feed: Feeds) -> dict[str, tuple[int, ...]]:
+    """Return the shapes without the batch axis: windows of tokens may differ in length."""
+    return {name: array.shape[1:] for name, array in feed.items()}
 
 
 def _joined(feeds: list[Feeds]) -> Feeds:

@@ -102,6 +102,21 @@ def test_batches_see_the_same_extremes(model):
     assert single.statistics["x"].low == batched.statistics["x"].low
 
 
+def test_batches_hold_windows_of_one_length():
+    """One value per token; lengths change within the calibration set."""
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["": 21]>
+        windows (float[N, T] x) => (float[N, T] y) { y = Neg (x) }"""
+    )
+    lengths = [3, 3, 3, 3, 7, 1, 1, 2]
+    feeds = [{"x": np.full((1, n), i, np.float32)} for i, n in enumerate(lengths)]
+    single, batched = (calibrate(model, feeds, ["x", "y"], batch=b) for b in (1, 3))
+    assert single.samples == batched.samples == 8 and single.digest == batched.digest
+    for found in (single, batched):
+        y = found.statistics["y"]
+        assert (y.low, y.high, y.count) == (-7, 0, sum(lengths))
+
+
 def test_progress_without_a_count(model):
     steps = []
     calibrate(model, list(Generated(3)), ["y"], progress=lambda *args: steps.append(args))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -164,7 +165,8 @@ def nll(logits: np.ndarray) -> float:
 def test_labels_of_tokens_on_the_command_line(tmp_path, metric):
     model, bundle = tmp_path / "model.onnx", tmp_path / "bundle"
     onnx.save(token_model(), model)
-    for name, more in (("calibration", {}), ("evaluation", {"label": NEXT})):
+    labels: dict[str, Any] = {"label": NEXT}
+    for name, more in (("calibration", {}), ("evaluation", labels)):
         np.savez(tmp_path / f"{name}.npz", x=WINDOWS, **more)
     data = ["--evaluation", str(tmp_path / "evaluation.npz"), "--metric", metric, "--json"]
     compiled, checked = (
