@@ -38,6 +38,7 @@ class Context:
         calibration: What they showed, by value name; None before calibration.
         reference: The prepared float model that was calibrated; None before calibration.
         qparams: The decided parameters of activations, by value name.
+        copies: The parameters of the uint8 copies of values that have more bits, by value name.
         input_types: Graph inputs that the user wants to feed as codes: name to qtype name.
         output_types: Graph outputs that the user wants as codes: name to qtype name.
         seed: The only source of randomness.
@@ -50,6 +51,7 @@ class Context:
     calibration: Calibration | None = None
     reference: ir.Model | None = None
     qparams: dict[str, QParams] = field(default_factory=dict)
+    copies: dict[str, QParams] = field(default_factory=dict)
     input_types: Mapping[str, str] = field(default_factory=dict)
     output_types: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0

@@ -10,6 +10,8 @@ observer = "mse"              # minmax, moving_average, percentile, entropy, mse
 qtype = "int8"
 granularity = "per_channel"
 symmetric = true
+[residual]                    # what normalisations read, and the sums that feed them: as
+qtype = "uint16"              # [activation], with these fields changed
 [[rule]]                      # in order; the last match wins, field by field
 op_type = "Softmax"
 name = "head/*"
@@ -112,6 +114,7 @@ class Recipe:
         summary: One line for `edgeq recipes`.
         activation: Default for activations.
         weight: Default for weights.
+        residual: Default for what normalisations read, and for the sums that feed them.
         rules: Exceptions, in order.
         prepare: Pipeline text, float to float, run before calibration.
         quantize: Pipeline text, run after it.
@@ -121,6 +124,7 @@ class Recipe:
     summary: str
     activation: QuantSpec
     weight: QuantSpec
+    residual: QuantSpec
     prepare: str
     quantize: str
     rules: tuple[Rule, ...] = field(default=())
@@ -134,11 +138,17 @@ class Recipe:
         return keep
 
     def spec(self, role: str, op_type: str, names: Sequence[str]) -> QuantSpec:
-        """Return the spec of a node's `activation` or `weight`, all matching rules applied."""
+        """Return the spec of a node's `activation`, `residual` or `weight`, rules applied.
+
+        The rules for activations hold for residuals too, but for their format.
+        """
         spec: QuantSpec = getattr(self, role)
         for rule in self.rules:
             if rule.matches(op_type, names):
-                spec = dataclasses.replace(spec, **dict(getattr(rule, role)))
+                changes = dict(rule.weight if role == "weight" else rule.activation)
+                if role == "residual":
+                    changes.pop("qtype", None)
+                spec = dataclasses.replace(spec, **changes)
         return spec
 
     def with_rules(self, rules: Sequence[Rule]) -> "Recipe":
@@ -207,8 +217,19 @@ def _set(table: dict[str, Any], key: str, value: str) -> None:
 
 
 def _recipe(table: dict[str, Any], title: str) -> Recipe:
-    known = ["schema_version", "summary", "activation", "weight", "rule", "pipeline", "passes"]
+    known = [
+        "schema_version",
+        "summary",
+        "activation",
+        "weight",
+        "residual",
+        "rule",
+        "pipeline",
+        "passes",
+    ]
     _refuse_unknown(table, known, title, "")
+    activation = _spec(_table(table, "activation", title), title, "activation.")
+    residual = _spec(_table(table, "residual", title), title, "residual.")
     version = table.get("schema_version")
     if version != SCHEMA_VERSION:
         raise RecipeError(
@@ -229,8 +250,9 @@ def _recipe(table: dict[str, Any], title: str) -> Recipe:
     return Recipe(
         name=Path(title).stem,
         summary=str(table.get("summary", "")),
-        activation=QuantSpec(**_spec(_table(table, "activation", title), title, "activation.")),
+        activation=QuantSpec(**activation),
         weight=QuantSpec(**_spec(_table(table, "weight", title), title, "weight.")),
+        residual=QuantSpec(**{**activation, **residual}),
         rules=tuple(_rule(rule, title) for rule in rules),
         prepare=_with_options(pipeline["prepare"], options),
         quantize=_with_options(pipeline["quantize"], options),

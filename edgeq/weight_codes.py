@@ -66,6 +66,18 @@ def encode(
     return WeightCodes(codes, qparams, bias_codes, bias_qparams)
 
 
+def encode_rows(table: Float32, spec: QuantSpec, limit: int) -> tuple[Codes, QParams]:
+    """Quantize a table, (rows, width), with one symmetric scale per row.
+
+    Args:
+        table: An embedding.
+        spec: How weights are to be quantized.
+        limit: Largest magnitude of a code.
+    """
+    qparams = weight_qparams(table, spec, 0, limit)
+    return _codes(table, qparams, limit), qparams
+
+
 def _codes(weight: Float32, qparams: QParams, limit: int) -> Codes:
     """Return the codes of a weight, a few channels at a time: it may be large."""
     if not weight.ndim:

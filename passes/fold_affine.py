@@ -4,7 +4,12 @@ before:  y = Add(Mul(Conv(x, w, b), k), c)      after:  y = Conv(x, w * k, b * k
 before:  y = Conv(Add(Mul(x, k), c), w, b)      after:  y = Conv(x, w * k, b + sum(w * c))
 
 Behind a Conv, ConvTranspose or Gemm always, with one constant per output channel; Div and Sub as
-well. In front of a Conv or Gemm only where padding cannot tell: an offset moves what the borders
+well. One constant for all channels also passes Reshape, Transpose and their like:
+
+before:  y = Mul(Transpose(Reshape(Gemm(x, w, b))), 0.125)
+after:   y = Transpose(Reshape(Gemm(x, w * 0.125, b * 0.125)))
+
+In front of a Conv or Gemm only where padding cannot tell: an offset moves what the borders
 see, so it stays in front of a padded Conv; a factor leaves zeros zero. Every fold is computed in
 float64 and rounded to float32 once.
 """
@@ -57,13 +62,17 @@ def _fold(node: ir.Node, editor: Editor) -> bool:
 
 
 def _into_producer(affine: AffineNode, editor: Editor) -> bool:
-    linear = affine.source.producer()
+    if sole_consumer(affine.source) is not affine.node:
+        return False
+    same_for_all = affine.factor.size == affine.offset.size == 1
+    made = _in_front_of_movement(affine.source) if same_for_all else affine.source
+    linear = made.producer()
     weights = None if linear is None else linear_weights(linear)
-    if linear is None or weights is None or sole_consumer(affine.source) is not affine.node:
+    if linear is None or weights is None:
         return False
     outputs = weights.bias.size
-    factor = per_channel(affine.factor, 1, outputs)
-    offset = per_channel(affine.offset, 1, outputs)
+    factor = per_channel(affine.factor, -1 if same_for_all else 1, outputs)
+    offset = per_channel(affine.offset, -1 if same_for_all else 1, outputs)
     if factor is None or offset is None:
         return False
     output = affine.node.outputs[0]
@@ -71,6 +80,21 @@ def _into_producer(affine: AffineNode, editor: Editor) -> bool:
     replace_uses(output, affine.source)
     take_output(output, affine.source)
     return True
+
+
+# Every element stays, once; none is added.
+_REARRANGEMENTS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+
+def _in_front_of_movement(value: ir.Value) -> ir.Value:
+    """Walk up from `value` through nodes that rearrange elements for it alone."""
+    node = value.producer()
+    while node is not None and not node.domain and node.op_type in _REARRANGEMENTS:
+        source = node.inputs[0]
+        if source is None or sole_consumer(source) is not node:
+            return value
+        value, node = source, source.producer()
+    return value
 
 
 def _into_consumers(affine: AffineNode, editor: Editor) -> bool:

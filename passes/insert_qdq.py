@@ -10,6 +10,13 @@ The codes of a value `x` are named `x_q`. Every reader gets a DequantizeLinear o
 runtimes want it; ops that only move elements read and make codes, without a pair around them:
 
 before:  y = MaxPool(x)          after:  y_q = MaxPool(x_q)
+
+Where `context.copies` decides a uint8 copy of a value of more bits, linear ops and tables read it:
+
+before:  y = Gemm(x, w)
+after:   x_q = QuantizeLinear(x, s, z)                                              uint16
+         x_q8 = QuantizeLinear(DequantizeLinear(x_q, s, z), s8, z8)                 uint8
+         y = Gemm(DequantizeLinear(x_q8, s8, z8), w)
 """
 
 from dataclasses import dataclass
@@ -17,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgeq.code_plan import reads_narrow
 from edgeq.graph import Editor, consumers, producer, take_output
 from edgeq.numerics.affine import QParams
 from edgeq.passing import Context, Pass
@@ -132,12 +140,16 @@ class _Writer:
     def dequantize_all(self) -> None:
         """Give every reader of a quantized value a DequantizeLinear of its codes."""
         for value, (codes, qparams) in self.codes.items():
+            copies: list[ir.Value] = []
             for reader in consumers(value):
                 if reader.op_type == "QuantizeLinear" and reader.outputs[0] is codes:
                     continue
                 if value is codes and _reads_codes(reader):
                     continue
-                real = self._dequantize(value, codes, qparams)
+                if value.name in self.context.copies and reads_narrow(reader):
+                    real = self._dequantize_copy(value, codes, qparams, copies)
+                else:
+                    real = self._dequantize(value, codes, qparams)
                 self.editor.insert_before(reader, [real])
                 for index, read in enumerate(reader.inputs):
                     if read is value:
@@ -153,6 +165,30 @@ class _Writer:
             dtype=ir.DataType.FLOAT,
             shape=value.shape,
         )
+
+    def _dequantize_copy(
+        self, value: ir.Value, codes: ir.Value, qparams: QParams, copies: list[ir.Value]
+    ) -> ir.Value:
+        """Return the reals of the uint8 copy of `value`; `copies` holds it, once it is made."""
+        narrow = self.context.copies[value.name or ""]
+        name = f"{value.name}_{narrow.qtype.name}"
+        if not copies:
+            real = self._dequantize(value, codes, qparams)
+            scale, zero_point = self.parameters_of(name, narrow)
+            copy = self.editor.node(
+                "QuantizeLinear",
+                [real, scale, zero_point],
+                f"{name}_q",
+                dtype=ir.DataType.from_numpy(narrow.qtype.dtype),
+                shape=value.shape,
+            )
+            source = codes.producer()
+            if source is None:
+                self.editor.insert_first([real, copy])
+            else:
+                self.editor.insert_after(source, [real, copy])
+            copies.append(copy)
+        return self._dequantize(value, copies[0], narrow)
 
     def _dequantize_output(self, value: ir.Value, codes: ir.Value, qparams: QParams) -> None:
         # An input that is an output as well passes through as it is.

@@ -139,12 +139,17 @@ DECISIONS = {
     "movement behind it": (
         f"g (float[N,2] x) => (float[M,1] y) {GEMM}"
         " { g = Gemm (x, w)  a = Mul (g, half)  r = Reshape (a, flat)  y = Exp (r) }",
-        "x a=r",
+        "x g",
     ),
-    "arithmetic that no table knows": (
+    "arithmetic that a table takes in": (
         f"g (float[N,2] x) => (float[N,2] y) {GEMM}"
         " { g = Gemm (x, w)  b = Neg (g)  y = Exp (b) }",
-        "x b",
+        "x g",
+    ),
+    "a function of several steps": (
+        f"g (float[N,2] x) => (float[N,2] z) {GEMM}"
+        " { g = Gemm (x, w)  s = Sigmoid (g)  y = Mul (g, s)  z = Gemm (y, w) }",
+        "x g y",
     ),
     "arithmetic with a vector": (
         "g (float[N,2] x) => (float[N,2] y) <float[2] k = {1, 2}> { a = Mul (x, k)  y = Exp (a) }",

@@ -57,6 +57,7 @@ TESTED_BY_SAMPLES = {
     "correct-bias": "test_correct_bias.py",
     "equalize": "test_equalize.py",
     "relate-scales": "test_decisions.py",
+    "split-input": "test_split_input.py",
 }
 TOLERANCE = 2.0**-18  # of the largest magnitude: sums of up to 64 products, each off by 2**-24
 
