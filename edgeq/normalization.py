@@ -2,8 +2,7 @@
 
     y = (x - mean) / sqrt(variance + epsilon) * gamma + beta         over the axes of one row
 
-RMSNormalization leaves the mean in. It is an operator from opset 23 on only, so it is recognised by
-its one spelling here, too:
+RMS normalisation leaves the mean in. It is no operator of opset 21 and has one spelling instead:
 
     y = Div(x, Sqrt(Add(ReduceMean(Mul(x, x)), epsilon)))
 
@@ -21,13 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.graph import (
-    constant,
-    float_attribute,
-    int_attribute,
-    rank,
-    sole_consumer,
-)
+from edgeq.graph import constant, float_attribute, int_attribute, rank, sole_consumer
 from edgeq.qdq import operand
 
 
@@ -68,11 +61,13 @@ def normalization(node: ir.Node) -> Normalization | None:
 
     Not recognised: parameters computed at run time, and operators whose statistics are read too.
     """
-    if node.op_type in _OPERATORS and node.domain in ("", "com.microsoft"):
+    if node.domain:
+        return None
+    if node.op_type in _OPERATORS:
         if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
             return None
         return _OPERATORS[node.op_type](node)
-    return _spelled_rms(node) if node.op_type == "Div" and not node.domain else None
+    return _spelled_rms(node) if node.op_type == "Div" else None
 
 
 def affine_tail(node: ir.Node) -> ir.Value:
@@ -125,21 +120,13 @@ def _other(node: ir.Node, value: ir.Value) -> NDArray[Any] | None:
 
 
 def _layer(node: ir.Node) -> Normalization | None:
-    return _over_last(node, centered=True)
-
-
-def _rms(node: ir.Node) -> Normalization | None:
-    return _over_last(node, centered=False)
-
-
-def _over_last(node: ir.Node, centered: bool) -> Normalization | None:
     x = node.inputs[0]
     ndim = None if x is None else rank(x)
     parameters = _parameters(node)
     if x is None or not ndim or parameters is None:
         return None
     axes = tuple(range(int_attribute(node, "axis", -1) % ndim, ndim))
-    return Normalization(node, x, axes, 0, centered, _epsilon(node), *parameters)
+    return Normalization(node, x, axes, 0, True, _epsilon(node), *parameters)
 
 
 def _instance(node: ir.Node) -> Normalization | None:
@@ -185,8 +172,6 @@ _OPERATORS: Mapping[str, Callable[[ir.Node], Normalization | None]] = MappingPro
         "GroupNormalization": _group,
         "InstanceNormalization": _instance,
         "LayerNormalization": _layer,
-        "RMSNormalization": _rms,
-        "SimplifiedLayerNormalization": _rms,
     }
 )
 

@@ -40,6 +40,18 @@ ROWS = [
      "(float[N,3] x) => (float[N,3] y) { y = Softmax <axis: int = 1> (x) }"),
     ("Softmax over samples", False,
      "(float[N,3] x) => (float[N,3] y) { y = Softmax <axis: int = 0> (x) }"),
+    ("LayerNormalization of features", True,
+     "(float[N,3] x) => (float[N,3] y) <float[3] g = {1,2,3}> { y = LayerNormalization (x, g) }"),
+    ("LayerNormalization of samples", False,
+     "(float[N,3] x) => (float[N,3] y) <float g = {1}>"
+     " { y = LayerNormalization <axis: int = 0> (x, g) }"),
+    ("InstanceNormalization", True,
+     "(float[N,3,5] x) => (float[N,3,5] y) <float[3] g = {1,2,3}>"
+     " { y = InstanceNormalization (x, g, g) }"),
+    ("Unsqueeze behind samples", True,
+     "(float[N,3] x) => (float[N,1,3] y) <int64[1] a = {1}> { y = Unsqueeze (x, a) }"),
+    ("Unsqueeze in front of samples", False,
+     "(float[N,3] x) => (float[1,N,3] y) <int64[1] a = {-3}> { y = Unsqueeze (x, a) }"),
     ("Transpose of features", True,
      "(float[N,3,2] x) => (float[N,2,3] y) { y = Transpose <perm: ints = [0,2,1]> (x) }"),
     ("Transpose", False, "(float[N,3] x) => (float[3,N] y) { y = Transpose (x) }"),

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from edgeq.operators import elementwise as e
-from edgeq.operators import layout, linear, pooling, quantization, reduction, resize, shape, softmax
+from edgeq.operators import (
+    layout,
+    linear,
+    normalization,
+    pooling,
+    quantization,
+    reduction,
+    resize,
+    shape,
+    softmax,
+)
 from edgeq.operators.binding import Operator
 
 MANY = 1 << 16  # as many outputs as the node asks for
@@ -47,9 +57,12 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "GlobalMaxPool": Operator(pooling.global_max_pool),
         "Greater": Operator(e.greater),
         "GreaterOrEqual": Operator(e.greater_or_equal),
+        "GroupNormalization": Operator(normalization.group_normalization),
         "HardSigmoid": Operator(e.hard_sigmoid),
         "HardSwish": Operator(e.hard_swish),
         "Identity": Operator(layout.identity),
+        "InstanceNormalization": Operator(normalization.instance_normalization),
+        "LayerNormalization": Operator(normalization.layer_normalization),
         "LeakyRelu": Operator(e.leaky_relu),
         "Less": Operator(e.less),
         "LessOrEqual": Operator(e.less_or_equal),

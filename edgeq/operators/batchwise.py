@@ -125,6 +125,14 @@ def _flatten(node: ir.Node, batched: Batched) -> bool:
     return int_attribute(node, "axis", 1) == 1
 
 
+def _unsqueeze(node: ir.Node, batched: Batched) -> bool:
+    axes, source = constant(node.inputs[1]), node.inputs[0]
+    ndim = None if source is None else rank(source)
+    if axes is None or ndim is None:
+        return False
+    return all(int(axis) % (ndim + axes.size) for axis in axes.reshape(-1))
+
+
 _RULES: Mapping[str, Callable[[ir.Node, Batched], bool]] = MappingProxyType(
     {
         **dict.fromkeys(("Abs", "Cast", "Clip", "Identity", "LeakyRelu", "Neg"), _pointwise),
@@ -132,6 +140,8 @@ _RULES: Mapping[str, Callable[[ir.Node, Batched], bool]] = MappingProxyType(
         **dict.fromkeys(("Relu", "Sqrt", "Sub", "Sum"), _pointwise),
         **dict.fromkeys(("AveragePool", "Conv", "ConvTranspose", "DepthToSpace"), _first_input),
         **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "MaxPool"), _first_input),
+        **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), _first_input),
+        "LayerNormalization": _axis(-1),
         "SpaceToDepth": _first_input,
         **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantize),
         **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), _axes_input(1)),
@@ -144,5 +154,6 @@ _RULES: Mapping[str, Callable[[ir.Node, Batched], bool]] = MappingProxyType(
         "Softmax": _axis(-1),
         "Split": _axis(0),
         "Transpose": _transpose,
+        "Unsqueeze": _unsqueeze,
     }
 )

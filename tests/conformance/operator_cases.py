@@ -25,6 +25,10 @@ def reals(*shape: int) -> Any:
     return np.asarray(RANDOM.standard_normal(shape) * 3, np.float32)
 
 
+def doubles(*shape: int) -> Any:
+    return np.asarray(RANDOM.standard_normal(shape) * 3, np.float64)
+
+
 def i64(*values: int) -> Any:
     return np.array(values, np.int64)
 
@@ -92,6 +96,12 @@ LAYOUT = [
     Case("Cast", (integers(99, low=0, high=256, dtype=np.uint8),), {"to": 6}),
     Case("Cast", (integers(99, low=0, high=256, dtype=np.int32),), {"to": 2}),
     Case("Cast", (integers(9, dtype=np.int64),), {"to": 1}),
+    *(
+        Case("Cast", (integers(99, low=0, high=2**16, dtype=np.uint16),), {"to": to})
+        for to in (1, 11)
+    ),
+    Case("Cast", (reals(99),), {"to": 11}),
+    Case("Cast", (doubles(99),), {"to": 1}),
     Case("CastLike", (reals(9), integers(1, dtype=np.int32))),
     Case("Constant", (), {"value_floats": [1.5, 2.0]}),
     Case("Constant", (), {"value_int": 3}),

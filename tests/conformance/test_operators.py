@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from edgeq.operators import OPERATORS
-from tests.conformance.operator_cases import LAYOUT, RESIZE, Case, f32, i64, integers, reals
+from tests.conformance.operator_cases import (
+    LAYOUT,
+    RESIZE,
+    Case,
+    doubles,
+    f32,
+    i64,
+    integers,
+    reals,
+)
 from tests.conformance.runtime import by_edgeq, by_onnxruntime, one_node, same_bits, ulps
 
 X4 = integers(2, 4, 7, 6)
@@ -90,6 +99,11 @@ ARITHMETIC = (
         for d in (np.int32, np.int64)
     ]
     + [
+        Case(op, (doubles(9, 5), doubles(*shape)))
+        for op in ("Add", "Sub", "Mul", "Div")
+        for shape in ((9, 5), (5,), ())
+    ]
+    + [
         Case("Sum", (reals(3, 4), reals(4), reals(3, 1))),
         Case("Max", (reals(3, 4), reals(4), reals(3, 1))),
         Case("Min", (reals(3, 4), reals(4), reals(3, 1))),
@@ -137,6 +151,8 @@ ARITHMETIC = (
     ]
     + [
         Case("Sqrt", (abs(reals(999)),)),
+        Case("Sqrt", (abs(doubles(999)),)),
+        Case("Reciprocal", (doubles(999),)),
         Case("Relu", (integers(99, dtype=np.int8),)),
         Case("Neg", (integers(99, dtype=np.int32),)),
         Case("Abs", (integers(99, dtype=np.int32),)),
@@ -224,6 +240,10 @@ REDUCTIONS = [
     Case("ReduceMax", (integers(3, 9, low=0, high=255, dtype=np.uint8), i64(1)), constants=(1,)),
     Case("ReduceProd", (integers(3, 4), i64(1)), constants=(1,)),
     Case("ReduceSumSquare", (integers(3, 4), i64(1)), constants=(1,)),
+    *(
+        Case("ReduceSum", (integers(3, 9, 37, dtype=d), i64(2)), {"keepdims": 0}, constants=(1,))
+        for d in (np.float64, np.int64)
+    ),
     Case("ArgMax", (integers(5, 9),), {"axis": 1, "keepdims": 0}),
     Case("ArgMax", (integers(5, 9),), {"axis": 0, "select_last_index": 1}),
     Case("CumSum", (integers(5, 9), i64(1))),
@@ -261,6 +281,18 @@ NEAR = {
         1e-5,
     ),
     "Pow": (Case("Pow", (abs(reals(999)), np.array(0.5, np.float32))), 1e-6),
+    "LayerNormalization": (
+        Case("LayerNormalization", (reals(9, 4, 50) + 7, reals(4, 50), reals(4, 50)), {"axis": 1}),
+        1e-5,
+    ),
+    "InstanceNormalization": (
+        Case("InstanceNormalization", (reals(2, 3, 9, 8), reals(3), reals(3)), {"epsilon": 1e-3}),
+        1e-5,
+    ),
+    "GroupNormalization": (
+        Case("GroupNormalization", (reals(2, 6, 9, 8), reals(6), reals(6)), {"num_groups": 3}),
+        1e-5,
+    ),
 }
 
 
