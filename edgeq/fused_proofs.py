@@ -80,8 +80,6 @@ def _function(node: ir.Node, function: Callable[[Float64], Float64]) -> Reason |
     if found is None:
         return None
     proof = certify_unary(function, found.inputs[0].qparams, found.y.qparams)
-    if math.isnan(proof.distance):
-        return Reason("unproven", "the function is not defined for every code", UNPROVEN)
     if proof.certain:
         return Reason("table", proof.detail, DETERMINED)
     return Reason("unproven", f"{proof.detail}; a table of 256 entries is exact", UNPROVEN)

@@ -3,15 +3,16 @@
     y = Mul(x, Sigmoid(x))          y = Mul(Mul(x, Add(Erf(Div(x, 1.4142)), 1)), 0.5)
 
 A region is the largest set of elementwise nodes that ends in one output, reads one value besides
-constants of one element, and whose inner values nobody else reads. It is reported where a table is
-worth its cost: it holds a function that IEEE does not define, or several operations.
+constants of one element, and whose inner values nobody else reads. It is reported where a table may
+be worth its cost: it holds a function that IEEE does not define, or several operations. A Reshape,
+Transpose or the like between two parts of it belongs to it.
 
 In a QDQ graph every reader has a DequantizeLinear of its own: values dequantized alike from the
 same codes are one source. A Relu or Clip in front of a region stays outside while its input is
 real: quantizing behind it wastes no codes on what it cuts off.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -21,9 +22,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.functions import Float64, float64_function
-from edgeq.graph import constant, consumers, float_attribute, producer, rank
+from edgeq.graph import constant, consumers, float_attribute, rank
 from edgeq.qdq import operand
-from edgeq.roles import CLIPS
+from edgeq.roles import CLIPS, moves_codes
 
 Array = NDArray[Any]
 
@@ -47,10 +48,16 @@ class UnaryRegion:
         """Whether IEEE defines every operation: the nodes themselves are then exact."""
         return not any(is_function(node) for node in self.nodes)
 
+    @property
+    def moves(self) -> tuple[ir.Node, ...]:
+        """The nodes that move elements, each reading what the one before it has moved."""
+        return tuple(node for node in self.nodes if _moves(node))
+
     def evaluate(self, x: Float64) -> Float64:
         """Return the output for the values `x` of the source, any shape, all in float64.
 
-        Where the function is not defined the result is what IEEE says: infinities and NaN.
+        Elements stay where they are, whatever `moves` would do. Where the function is not defined
+        the result is what IEEE says: infinities and NaN.
         """
         values: dict[ir.Value, Array] = {}
 
@@ -67,23 +74,29 @@ class UnaryRegion:
 
 
 def unary_regions(
-    graph: ir.Graph, leave: Callable[[ir.Node], bool] = lambda node: False
+    graph: ir.Graph,
+    leave: Callable[[ir.Node], bool] = lambda node: False,
+    *,
+    shared: bool = False,
 ) -> list[UnaryRegion]:
-    """Return the regions that are worth a table, in graph order; they have no node in common.
+    """Return the regions that may be worth a table, in graph order.
 
     Args:
         graph: Float or QDQ, with the types and ranks of its values known.
         leave: Nodes that no region may hold.
+        shared: Whether regions may hold values that others read as well, and each other's nodes.
+            Otherwise they end there and have no node in common.
     """
     order = {node: index for index, node in enumerate(graph)}
     taken: set[ir.Node] = set()
     found = []
     for node in reversed(graph):
-        if node in taken or not _is_elementwise(node) or leave(node):
+        real = node.outputs[0].dtype == ir.DataType.FLOAT
+        if node in taken or leave(node) or not real or not _is_elementwise(node):
             continue
-        region = _region(node, order, lambda n: n not in taken and not leave(n))
+        region = _region(node, order, leave, shared=shared)
         if region is not None and _is_worth(region):
-            taken.update(region.nodes)
+            taken.update(n for n in region.nodes if _is_inside(n.outputs[0], region.nodes))
             found.append(region)
     return found[::-1]
 
@@ -96,7 +109,11 @@ def is_function(node: ir.Node) -> bool:
 
 
 def _region(
-    last: ir.Node, order: Mapping[ir.Node, int], may: Callable[[ir.Node], bool]
+    last: ir.Node,
+    order: Mapping[ir.Node, int],
+    leave: Callable[[ir.Node], bool],
+    *,
+    shared: bool,
 ) -> UnaryRegion | None:
     """Grow the region that ends in `last` towards its inputs; the largest with one source wins."""
 
@@ -105,39 +122,58 @@ def _region(
         return -1 if source is None else order[source]
 
     nodes, best = {last}, None
-    open_, fixed = _variables(last), list[ir.Value]()
-    while len({_identity(value) for value in fixed}) <= 1:
-        sources = [*fixed, *open_]
-        if len({_identity(value) for value in sources}) == 1:
-            best = frozenset(nodes), min(sources, key=position)
+    paths = dict.fromkeys(_variables(last), tuple[ir.Node, ...]())  # what moves each value
+
+    def alike(values: list[ir.Value]) -> bool:
+        return len({(_identity(value), paths[value]) for value in values}) <= 1
+
+    open_, fixed = list(paths), list[ir.Value]()
+    while alike(fixed):
+        if alike([*fixed, *open_]):
+            best = frozenset(nodes), min([*fixed, *open_], key=position)
         if not open_:
             break
         # The latest value first: all of its readers that can belong to the region then do.
         value = max(open_, key=position)
         open_.remove(value)
-        if not (_is_inner(value, nodes) and may(producer(value))):
+        node = value.producer()
+        if node is None or leave(node) or not (_is_elementwise(node) or _moves(node)):
             fixed.append(value)
             continue
-        nodes.add(producer(value))
-        open_ += [v for v in _variables(producer(value)) if v not in (*fixed, *open_)]
-    if best is None:
+        if not (shared or _is_inside(value, nodes)):
+            fixed.append(value)
+            continue
+        nodes.add(node)
+        path = (*paths[value], node) if _moves(node) else paths[value]
+        for read in _variables(node):
+            if paths.setdefault(read, path) != path:
+                return _made(best, last, order)
+            if read not in (*fixed, *open_):
+                open_.append(read)
+    return _made(best, last, order)
+
+
+def _made(
+    best: tuple[frozenset[ir.Node], ir.Value] | None, last: ir.Node, order: Mapping[ir.Node, int]
+) -> UnaryRegion | None:
+    if best is None or best[1].dtype != ir.DataType.FLOAT:
         return None
     members = sorted(best[0], key=order.__getitem__)
-    return _behind_clips(UnaryRegion(best[1], tuple(members), last.outputs[0]))
+    return _behind_limits(UnaryRegion(best[1], tuple(members), last.outputs[0]))
 
 
-def _is_inner(value: ir.Value, nodes: set[ir.Node]) -> bool:
-    """Whether the region made so far may hold the producer of `value`."""
-    source = value.producer()
-    if source is None or value.is_graph_output() or not _is_elementwise(source):
-        return False
-    return all(reader in nodes for reader in consumers(value))
+def _is_inside(value: ir.Value, nodes: Collection[ir.Node]) -> bool:
+    """Whether nobody but `nodes` reads `value`."""
+    return not value.is_graph_output() and all(reader in nodes for reader in consumers(value))
 
 
-def _behind_clips(region: UnaryRegion) -> UnaryRegion:
-    """Leave out the Relu and Clip nodes that come first, unless they read codes."""
+def _behind_limits(region: UnaryRegion) -> UnaryRegion:
+    """Leave out what limits or moves reals before anything else is done to them."""
     source, nodes = region.source, list(region.nodes)
-    while operand(source) is None and len(nodes) > 1 and nodes[0].op_type in CLIPS:
+    while operand(source) is None and len(nodes) > 1:
+        first = nodes[0]
+        if not (first.op_type in CLIPS or _moves(first)):
+            break
         if any(value is source for node in nodes[1:] for value in node.inputs):
             break
         source = nodes.pop(0).outputs[0]
@@ -145,7 +181,7 @@ def _behind_clips(region: UnaryRegion) -> UnaryRegion:
 
 
 def _is_worth(region: UnaryRegion) -> bool:
-    return not region.is_ieee or len(region.nodes) > 1
+    return not region.is_ieee or len(region.nodes) - len(region.moves) > 1
 
 
 def _identity(value: ir.Value) -> object:
@@ -158,8 +194,23 @@ def _identity(value: ir.Value) -> object:
 
 
 def _variables(node: ir.Node) -> list[ir.Value]:
-    """Return the inputs of `node` that are no constants, each once."""
+    """Return the data that `node` reads and that are no constants, each once."""
+    if _moves(node):
+        return [value for value in node.inputs[:1] if value is not None]
     return list(dict.fromkeys(v for v in node.inputs if v is not None and constant(v) is None))
+
+
+# Each element of what they make is one of what they read, whatever its value.
+_REARRANGEMENTS = frozenset(
+    {
+        "DepthToSpace", "Expand", "Flatten", "Identity", "Reshape", "Slice", "SpaceToDepth",
+        "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+
+
+def _moves(node: ir.Node) -> bool:
+    return node.op_type in _REARRANGEMENTS and moves_codes(node)
 
 
 def _is_elementwise(node: ir.Node) -> bool:
@@ -176,16 +227,18 @@ def _is_elementwise(node: ir.Node) -> bool:
 
 
 def _evaluate(node: ir.Node, operands: list[Array | None]) -> Array:
-    function = float64_function(node)
-    wide = [
-        None if a is None else a if a.dtype == np.bool_ else a.astype(np.float64) for a in operands
-    ]
-    # Scalars of any rank are numbers here.
-    wide = [a.reshape(()) if a is not None and a.size == 1 else a for a in wide]
-    if function is not None:
-        assert wide[0] is not None
-        return function(wide[0])
-    return np.asarray(_ARITHMETIC[node.op_type](node, *wide))
+    wide = [None if a is None else _number(a) for a in operands]
+    first, function = wide[0], float64_function(node)
+    assert first is not None
+    if _moves(node):
+        return first
+    return function(first) if function is not None else _ARITHMETIC[node.op_type](node, *wide)
+
+
+def _number(array: Array) -> Array:
+    """Return `array` in float64, truth values as they are; one element has no axes."""
+    wide = array if array.dtype == np.bool_ else array.astype(np.float64)
+    return wide.reshape(()) if wide.size == 1 else wide
 
 
 def _leaky(node: ir.Node, x: Array) -> Array:
@@ -210,9 +263,11 @@ _ARITHMETIC: Mapping[str, Callable[..., Array]] = MappingProxyType(
         "Abs": _of(np.abs),
         "Add": _of(np.add),
         "And": _of(np.logical_and),
+        "Ceil": _of(np.ceil),
         "Clip": _clip,
         "Div": _of(np.divide),
         "Equal": _of(np.equal),
+        "Floor": _of(np.floor),
         "Greater": _of(np.greater),
         "GreaterOrEqual": _of(np.greater_equal),
         "LeakyRelu": _leaky,
@@ -227,8 +282,11 @@ _ARITHMETIC: Mapping[str, Callable[..., Array]] = MappingProxyType(
         "PRelu": _of(lambda x, slope: np.where(x < 0, x * slope, x)),
         "Pow": _of(np.power),
         "Relu": _of(lambda x: np.maximum(x, 0.0)),
+        "Round": _of(np.rint),
+        "Sign": _of(np.sign),
         "Sqrt": _of(np.sqrt),
         "Sub": _of(np.subtract),
+        "Sum": _of(lambda *x: sum(x)),
         "ThresholdedRelu": _thresholded,
         "Where": _of(np.where),
     }

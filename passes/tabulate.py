@@ -1,15 +1,19 @@
-"""Replace a function that IEEE does not define by a table of its 256 values.
+"""Replace functions of one value by tables of what they make of every code.
 
-before:  y = Exp(Mul(DequantizeLinear(x_q, s, z), 0.2))
+before:  x = DequantizeLinear(x_q, s, z)
+         y = QuantizeLinear(Mul(x, Sigmoid(x)), sy, zy)
 after:   y = Reshape(GatherElements(table, Cast(Reshape(x_q, [-1]))), Shape(x_q))
 
-`table[q]` is the function of `(q - z) * s`, computed on the host in float64: float32 values where
-the result stays float, codes where a QuantizeLinear follows. Scalar arithmetic between the codes
-and the function goes into the table. Reshape, Slice and their like run on codes in front of it.
-GatherElements is nine times faster than Gather here.
+`table[q]` is the function of `float32((q - z) * s)`, computed on the host in float64 and rounded
+to float32: codes where a QuantizeLinear follows, else the float32 values. A region of elementwise
+nodes that read one value (`edgeq.unary_regions`) is one function; 8-bit codes have a table of 256
+entries, 16-bit ones of 65,536. What moves elements inside a region moves the codes before it.
+
+What is faster in float stays, where its bits are certain all the same: operations that IEEE
+defines, while they are few, and a function of `FAST_FUNCTIONS` between 8-bit codes whose results
+are all far from rounding ties (`edgeq.proofs.certify_unary`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,111 +22,105 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.functions import float64_function
-from edgeq.graph import Editor, constant, rank, remove_dead, take_output
+from edgeq.graph import Editor, remove_dead, take_output
 from edgeq.look_up import look_up
-from edgeq.numerics.affine import quantize
+from edgeq.numerics.qtype import QType
 from edgeq.passing import Context, Pass
-from edgeq.qdq import Operand, operand, result
-from edgeq.roles import FUNCTIONS
+from edgeq.proofs import certify_unary
+from edgeq.qdq import Operand, Result, operand, result
+from edgeq.unary_regions import UnaryRegion, unary_regions
 
-Float64 = NDArray[np.float64]
+# `python -m benchmarks.exact_forms`: DequantizeLinear - function - QuantizeLinear against a table.
+FAST_FUNCTIONS = frozenset(
+    {
+        "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Reciprocal", "Sigmoid", "Softsign",
+        "Tanh",
+    }
+)  # fmt: skip
+FEW = 5  # operations in a row, each one pass over the data, that take less than a table
 
 
 @dataclass(frozen=True)
 class Tabulate(Pass):
-    """Replace unary functions of codes by tables."""
+    """Replace unary regions of codes by tables."""
 
     def run(self, model: ir.Model, context: Context) -> int:
-        """Rewrite; return how many functions became tables."""
+        """Rewrite; return how many regions became tables."""
         editor = Editor(model.graph)
         done = 0
-        for node in list(model.graph):
-            if node.op_type not in FUNCTIONS or node.domain or context.keep_float(node):
+        for region in unary_regions(model.graph, context.keep_float, shared=True):
+            x, y = operand(region.source), result(region.output)
+            if x is None or x.qparams.axis is not None or x.qparams.qtype.bits not in (8, 16):
                 continue
-            function, found = float64_function(node), _source(node)
-            if function is not None and found is not None:
-                _replace(node, function, *found, editor)
+            if y is not None and y.qparams.axis is not None:
+                y = None
+            if not _stays_float(region, x, y):
+                _replace(region, x, y, editor)
                 done += 1
         remove_dead(model.graph)
         return done
 
 
-_ARITHMETIC: dict[str, Callable[[Float64, Float64], Float64]] = {
-    "Add": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
-    "Div": np.divide,
-}
-
-
-def _source(node: ir.Node) -> tuple[Operand, Float64] | None:
-    """Follow the function's input up to its codes; return them and the input's 256 values."""
-    chain: list[ir.Node] = []
-    value = node.inputs[0]
-    while value is not None:
-        x = operand(value)
-        if x is not None:
-            if x.qparams.axis is not None or x.qparams.qtype.bits != 8:
-                return None
-            return x, _through(chain, x)
-        source = value.producer()
-        if source is None or source.op_type not in _ARITHMETIC or source.domain:
-            return None
-        variable = [v for v in source.inputs if constant(v) is None]
-        scalars = [a for a in map(constant, source.inputs) if a is not None]
-        if len(variable) != 1 or any(not _is_scalar(a, variable[0]) for a in scalars):
-            return None
-        chain.append(source)
-        value = variable[0]
-    return None
-
-
-def _is_scalar(array: NDArray[Any], other: ir.Value | None) -> bool:
-    """Whether `array` is one number that leaves the rank of `other` as it is."""
-    dimensions = None if other is None else rank(other)
-    return array.size == 1 and array.ndim <= (dimensions or 0)
-
-
-def all_codes(x: Operand) -> NDArray[np.int64]:
-    """Return every code of the operand's format, in the order of a table's index.
+def all_codes(qtype: QType) -> NDArray[Any]:
+    """Return every code of an 8- or 16-bit format, in the order of a table's index.
 
     A negative index counts from the end: behind 127 come -128, -127, ...
     """
-    return np.arange(256).astype(np.uint8).view(x.qparams.qtype.dtype).astype(np.int64)
+    unsigned = np.uint8 if qtype.bits == 8 else np.uint16
+    return np.arange(2**qtype.bits).astype(unsigned).view(qtype.dtype)
 
 
-def _through(chain: list[ir.Node], x: Operand) -> Float64:
-    units = all_codes(x) - int(x.qparams.zero_point)
-    values = units * np.float64(x.qparams.scale)
-    for node in reversed(chain):
-        arrays = [constant(v) for v in node.inputs]
-        operands = [values if a is None else a.astype(np.float64).reshape(()) for a in arrays]
-        with np.errstate(all="ignore"):
-            values = _ARITHMETIC[node.op_type](*operands)
-    return values
+def _stays_float(region: UnaryRegion, x: Operand, y: Result | None) -> bool:
+    """Whether the nodes themselves have certain bits, and take less time than a table."""
+    if region.is_ieee:
+        reads = sum(operand(v) is not None for node in region.nodes for v in node.inputs)
+        few = len(region.nodes) <= FEW and reads == 1 and not region.moves
+        return y is None or few
+    node = region.nodes[0]
+    if len(region.nodes) > 1 or node.op_type not in FAST_FUNCTIONS or y is None:
+        return False
+    function = float64_function(node)
+    alike = x.qparams.qtype is y.qparams.qtype and x.qparams.qtype.bits == 8
+    if function is None or not alike:
+        return False
+    return certify_unary(function, x.qparams, y.qparams).certain
 
 
-def _replace(
-    node: ir.Node,
-    function: Callable[[Float64], Float64],
-    x: Operand,
-    inputs: Float64,
-    editor: Editor,
-) -> None:
-    output = node.outputs[0]
-    name = output.name or node.op_type
-    with np.errstate(all="ignore"):
-        reals = function(inputs).astype(np.float32)
-    y = result(output)
-    if y is not None and y.qparams.axis is None:
-        parameters = y.qparams
-        table = quantize(reals, parameters.scale, parameters.zero_point, parameters.qtype)
-        output = y.codes
-    else:
-        table = reals
-    looked_up = look_up(editor, x.codes, editor.initializer(f"{name}_table", table), f"{name}_out")
-    editor.insert_before(node, looked_up)
+def _replace(region: UnaryRegion, x: Operand, y: Result | None, editor: Editor) -> None:
+    name = region.output.name or region.nodes[-1].op_type
+    table, output = _reals(region, x), region.output
+    if y is not None:
+        table, output = y.qparams.quantize(table), y.codes
+    moved = _move_codes(region, x.codes, editor)
+    codes = moved[-1] if moved else x.codes
+    looked_up = look_up(editor, codes, editor.initializer(f"{name}_table", table), f"{name}_out")
+    editor.insert_before(region.nodes[-1], [*moved, *looked_up])
     for reader, index in list(output.uses()):
         reader.replace_input_with(index, looked_up[-1])
     if output.is_graph_output():
         take_output(output, looked_up[-1])
+
+
+def _reals(region: UnaryRegion, x: Operand) -> NDArray[np.float32]:
+    """Return what the region makes of every code; some CPUs flush denormals, so there are none."""
+    inputs = x.qparams.dequantize(all_codes(x.qparams.qtype)).astype(np.float64)
+    with np.errstate(over="ignore"):
+        reals = region.evaluate(inputs).astype(np.float32)
+    reals[np.abs(reals) < np.finfo(np.float32).tiny] = 0
+    return reals
+
+
+def _move_codes(region: UnaryRegion, codes: ir.Value, editor: Editor) -> list[ir.Value]:
+    """Return codes moved as the region moves reals, step by step; the caller inserts the nodes."""
+    made = []
+    for node in region.moves:
+        codes = editor.node(
+            node.op_type,
+            [codes, *node.inputs[1:]],
+            f"{codes.name}_moved",
+            attributes=dict(node.attributes),
+            dtype=codes.dtype,
+            shape=node.outputs[0].shape,
+        )
+        made.append(codes)
+    return made
