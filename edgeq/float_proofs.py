@@ -158,6 +158,10 @@ def _leaky(node: ir.Node, facts: Facts) -> Fact:
     return x.join(x.multiply(facts[0] or DETERMINED, slope), facts[0] or DETERMINED)
 
 
+def _thresholded(node: ir.Node, facts: Facts) -> Fact:
+    return x.join(facts[0] or DETERMINED, Grid(2.0**60, 0.0, 0.0))
+
+
 def _prelu(node: ir.Node, facts: Facts) -> Fact:
     return x.join(x.multiply(*_pair(facts)), facts[0] or DETERMINED)
 
@@ -202,6 +206,7 @@ _SINGLE: Mapping[str, Single] = MappingProxyType(
         "Sign": _any,
         "Sqrt": _any,
         "Sub": _subtract,
+        "ThresholdedRelu": _thresholded,
         "Xor": _any,
     }
 )

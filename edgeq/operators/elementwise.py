@@ -141,9 +141,54 @@ def cosine(x: Array) -> Array:
     return _wide(np.cos, x)
 
 
+def tangent(x: Array) -> Array:
+    """The tangent."""
+    return _wide(np.tan, x)
+
+
+def arc_sine(x: Array) -> Array:
+    """The angle of a sine."""
+    return _wide(np.arcsin, x)
+
+
+def arc_cosine(x: Array) -> Array:
+    """The angle of a cosine."""
+    return _wide(np.arccos, x)
+
+
+def arc_tangent(x: Array) -> Array:
+    """The angle of a tangent."""
+    return _wide(np.arctan, x)
+
+
+def sinh(x: Array) -> Array:
+    """The hyperbolic sine."""
+    return _wide(np.sinh, x)
+
+
+def cosh(x: Array) -> Array:
+    """The hyperbolic cosine."""
+    return _wide(np.cosh, x)
+
+
 def tanh(x: Array) -> Array:
     """The hyperbolic tangent."""
     return _wide(np.tanh, x)
+
+
+def area_sinh(x: Array) -> Array:
+    """The inverse of the hyperbolic sine."""
+    return _wide(np.arcsinh, x)
+
+
+def area_cosh(x: Array) -> Array:
+    """The inverse of the hyperbolic cosine."""
+    return _wide(np.arccosh, x)
+
+
+def area_tanh(x: Array) -> Array:
+    """The inverse of the hyperbolic tangent."""
+    return _wide(np.arctanh, x)
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -167,6 +212,25 @@ def softplus(x: Array) -> Array:
 def elu(x: Array, *, alpha: float = 1.0) -> Array:
     """`x`, below 0 `alpha * (exp(x) - 1)`."""
     return np.where(x < 0, _wide(lambda wide: alpha * np.expm1(np.minimum(wide, 0)), x), x)
+
+
+def selu(x: Array, *, alpha: float = 1.6732632423543772, gamma: float = 1.05070098735548) -> Array:
+    """`gamma * x`, below 0 `gamma * alpha * (exp(x) - 1)`."""
+    return _wide(
+        lambda wide: gamma * np.where(wide > 0, wide, alpha * np.expm1(np.minimum(wide, 0))), x
+    )
+
+
+def celu(x: Array, *, alpha: float = 1.0) -> Array:
+    """`x`, below 0 `alpha * (exp(x / alpha) - 1)`."""
+    return _wide(
+        lambda wide: np.maximum(wide, 0) + np.minimum(alpha * np.expm1(wide / alpha), 0), x
+    )
+
+
+def softsign(x: Array) -> Array:
+    """`x / (1 + |x|)`."""
+    return _wide(lambda wide: wide / (1.0 + np.abs(wide)), x)
 
 
 def gelu(x: Array, *, approximate: Literal["none", "tanh"] = "none") -> Array:
@@ -195,6 +259,11 @@ def relu(x: Array) -> Array:
 def leaky_relu(x: Array, *, alpha: float = 0.01) -> Array:
     """`x`, below 0 `alpha * x`."""
     return np.where(x < 0, x.dtype.type(alpha) * x, x)
+
+
+def thresholded_relu(x: Array, *, alpha: float = 1.0) -> Array:
+    """`x` above alpha, else 0."""
+    return np.where(x > x.dtype.type(alpha), x, x.dtype.type(0))
 
 
 def parametric_relu(x: Array, slope: Array) -> Array:
