@@ -98,7 +98,7 @@ def _prepare(
     _check_patterns(request, model)
     samples = open_samples(
         request.calibration,
-        inputs=input_specs(model, request.input_types),
+        inputs=input_specs(model, request.input_types, request.input_ranges),
         limit=request.samples,
     )
     check_evaluation(request, model)
@@ -108,6 +108,7 @@ def _prepare(
         samples=samples,
         input_types={k: v for k, v in request.input_types.items() if v != "float32"},
         output_types={k: v for k, v in request.output_types.items() if v != "float32"},
+        input_ranges=request.input_ranges,
         seed=request.seed,
     )
     with stages("prepare"):
@@ -125,6 +126,19 @@ def _check_patterns(request: CompileRequest, model: ir.Model) -> None:
             raise ModelError(
                 f"--keep-float {pattern}: no node or value of the model has such a name"
                 f"{suggest(pattern, every)}"
+            )
+    for name, (low, high) in request.input_ranges.items():
+        option = f"--input-range {name}={low}:{high}"
+        named = {str(value.name): value for value in model.graph.inputs}
+        if name not in named:
+            raise ModelError(f"{option}: the model has {', '.join(named)}{suggest(name, [*named])}")
+        dtype = named[name].dtype
+        if low > high:
+            raise ModelError(f"{option}: the least value comes first")
+        if dtype is None or dtype.numpy().kind not in "iu":
+            raise ModelError(
+                f"{option}: {name} is {dtype}; only an integer takes the values of a range one by"
+                " one. Export the model with an integer input (int64 timesteps)"
             )
     for option, names, values in (
         ("--input-type", request.input_types, model.graph.inputs),

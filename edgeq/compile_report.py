@@ -113,7 +113,8 @@ def _tensor_info(value: ir.Value, compiled: Compiled) -> TensorInfo:
     name, tolerance = str(value.name), compiled.sweep.tolerances.get(str(value.name))
     qparams = compiled.context.qparams.get(name)
     if qparams is None or dtype == "float32":
-        return TensorInfo(name, dtype, shape, tolerance=tolerance)
+        span = compiled.context.input_ranges.get(name) if value.is_graph_input() else None
+        return TensorInfo(name, dtype, shape, tolerance=tolerance, span=span)
     scale, zero_point = float(qparams.scale), int(qparams.zero_point)
     return TensorInfo(name, dtype, shape, scale, zero_point, tolerance)
 

@@ -28,38 +28,47 @@ class InputSpec:
         dtype: uint8 where the user feeds frames, else the model's.
         shape: The first axis is the batch; None for a symbolic dimension. None as a whole where the
             model does not say.
+        span: The least and the greatest integer, where the user gave them.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
+    span: tuple[int, int] | None = None
 
 
 def input_specs(
-    model: ir.Model, input_types: Mapping[str, str] | None = None
+    model: ir.Model,
+    input_types: Mapping[str, str] | None = None,
+    input_ranges: Mapping[str, tuple[int, int]] | None = None,
 ) -> tuple[InputSpec, ...]:
     """Return the inputs of `model` that have to be fed, in graph order.
 
     Args:
         model: Inputs that an initializer is the default of are left out.
         input_types: Inputs fed as frames: name to `uint8`; `float32` changes nothing.
+        input_ranges: The least and the greatest value of integer inputs, by name, where known.
 
     Raises:
         ModelError: An input is not a tensor of booleans, integers or floats.
     """
-    types = input_types or {}
+    types, spans = input_types or {}, input_ranges or {}
     values = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
-    return tuple(_input_spec(value, types.get(str(value.name), "")) for value in values)
+    return tuple(
+        _input_spec(value, types.get(str(value.name), ""), spans.get(str(value.name)))
+        for value in values
+    )
 
 
-def _input_spec(value: ir.Value, kind: str) -> InputSpec:
+def _input_spec(value: ir.Value, kind: str, span: tuple[int, int] | None) -> InputSpec:
     dtype = None if value.dtype is None else value.dtype.numpy()
     if dtype is None or dtype.kind not in "biuf" or not isinstance(value.type, ir.TensorType):
         found = "of no known type" if value.type is None else str(value.type)
         raise ModelError(f"input {value.name!r} is {found}: only tensors of numbers can be fed")
     shape = value.shape
     dims = None if shape is None else tuple(d if isinstance(d, int) else None for d in shape)
-    return InputSpec(str(value.name), np.dtype(np.uint8) if kind == "uint8" else dtype, dims)
+    dtype = np.dtype(np.uint8) if kind == "uint8" else dtype
+    return InputSpec(str(value.name), dtype, dims, span)
 
 
 def check_names(specs: Sequence[InputSpec], names: Iterable[str], where: str) -> None:
@@ -148,12 +157,30 @@ def convert(spec: InputSpec, array: Array, where: str) -> Array:
     """Return `array` in the input's dtype, C order, if all its values are finite.
 
     Raises:
-        DataError: A value is NaN or infinite, or the dtype does not fit.
+        DataError: A value is NaN, infinite or out of range, or the dtype does not fit.
     """
     check_dtype(spec, array.dtype, where)
     ready = np.asarray(array, spec.dtype, order="C")
     check_finite(ready, where)
+    check_range(spec, ready, where)
     return ready
+
+
+def check_range(spec: InputSpec, array: Array, where: str) -> None:
+    """Refuse integers outside the range that the user gave.
+
+    Raises:
+        DataError: There is one.
+    """
+    if spec.span is None or not array.size:
+        return
+    low, high = spec.span
+    for value in (int(array.min()), int(array.max())):
+        if not low <= value <= high:
+            raise DataError(
+                f"{where} holds {value}, outside the range {low}:{high} that --input-range gives:"
+                " leave the sample out, or widen the range"
+            )
 
 
 def check_finite(array: Array, where: str) -> None:

@@ -27,6 +27,7 @@ class TensorInfo:
         zero_point: See `scale`.
         tolerance: How far an output may be from the golden one, root mean square over root mean
             square, because it depends on nodes without a proof; None: not by a bit.
+        span: The least and the greatest integer that may be fed, where the user said so.
     """
 
     name: str
@@ -35,6 +36,7 @@ class TensorInfo:
     scale: float | None = None
     zero_point: int | None = None
     tolerance: float | None = None
+    span: tuple[int, int] | None = None
 
     def to_json(self) -> Json:
         """Return the entry of the manifest."""
@@ -44,6 +46,8 @@ class TensorInfo:
             entry |= {"scale": self.scale, "zero_point": self.zero_point}
         if self.tolerance is not None:
             entry["tolerance"] = self.tolerance
+        if self.span is not None:
+            entry["range"] = list(self.span)
         return entry
 
 
@@ -224,6 +228,9 @@ def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
         scale=None if entry.get("scale") is None else float(entry["scale"]),
         zero_point=None if entry.get("zero_point") is None else int(entry["zero_point"]),
         tolerance=None if entry.get("tolerance") is None else float(entry["tolerance"]),
+        span=None
+        if entry.get("range") is None
+        else (int(entry["range"][0]), int(entry["range"][1])),
     )
 
 

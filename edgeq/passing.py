@@ -41,6 +41,7 @@ class Context:
         copies: The parameters of the uint8 copies of values that have more bits, by value name.
         input_types: Graph inputs that the user wants to feed as codes: name to qtype name.
         output_types: Graph outputs that the user wants as codes: name to qtype name.
+        input_ranges: The least and the greatest value of integer inputs, by name, where given.
         seed: The only source of randomness.
         notes: What a pass wants the report to say, as (pass or subject, text).
     """
@@ -54,6 +55,7 @@ class Context:
     copies: dict[str, QParams] = field(default_factory=dict)
     input_types: Mapping[str, str] = field(default_factory=dict)
     output_types: Mapping[str, str] = field(default_factory=dict)
+    input_ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     seed: int = 0
     notes: list[tuple[str, str]] = field(default_factory=list)
 

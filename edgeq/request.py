@@ -48,6 +48,7 @@ class CompileRequest:
         seed: The only source of randomness.
         input_types: Graph inputs to feed as codes: name to `uint8` or `float32`.
         output_types: Graph outputs to give as codes: name to `uint8` or `float32`.
+        input_ranges: The least and the greatest value of integer inputs, by name.
         keep_float: Patterns over node names whose nodes stay float32.
         allow_unproven: Patterns over node names that need no proof.
         output: The bundle's folder; None only with `dry_run`.
@@ -66,6 +67,9 @@ class CompileRequest:
     seed: int = 0
     input_types: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     output_types: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    input_ranges: Mapping[str, tuple[int, int]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
     keep_float: tuple[str, ...] = ()
     allow_unproven: tuple[str, ...] = ()
     output: Path | None = None

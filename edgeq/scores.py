@@ -55,7 +55,8 @@ def score(
         return _sqnr(names, [found[name] for name in names])
     assert context.reference is not None, source.name
     samples = open_samples(
-        request.evaluation, inputs=input_specs(context.reference, context.input_types)
+        request.evaluation,
+        inputs=input_specs(context.reference, context.input_types, context.input_ranges),
     )
     metrics = None
     if request.metric is not None:
@@ -96,7 +97,10 @@ def check_evaluation(request: CompileRequest, model: ir.Model) -> None:
     """
     if not isinstance(request.evaluation, (str, os.PathLike)):
         return
-    samples = open_samples(request.evaluation, inputs=input_specs(model, request.input_types))
+    samples = open_samples(
+        request.evaluation,
+        inputs=input_specs(model, request.input_types, request.input_ranges),
+    )
     _, label = next(samples.labelled())
     if label is None and request.metric is not None and find_metric(request.metric).needs_label:
         raise DataError(f"metric {request.metric}: {request.evaluation} has no array 'label'")

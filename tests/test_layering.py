@@ -24,12 +24,14 @@ LAYERS = {
     "numerics": "numerics numerics.*",
     "graph": "graph onnx_api exactness dims folding linear_weights pool_counts tensor_check"
     " to_float32 old_opsets affine_nodes look_up functions roles qdq simplify elementary versions"
+    " index_values index_rules"
     " attention possible_values"
     " normalization"
-    " unary_regions",
+    " unary_regions"
+    " counts run_time_shapes symbolic_shapes",
     "recipe": "recipe",
     "operators": "operators operators.* float_sums",
-    "simulate": "simulate stimuli fidelity",
+    "simulate": "simulate stimuli fidelity index_tables",
     "in and out": "runtime npz feeds spool user_code data metrics language load export source"
     " observe"
     " histogram statistics clipping entropy weight_range weight_codes"

@@ -4,6 +4,7 @@ A file is ONNX text, a line `---`, and ONNX text; lines starting with `#` in fro
 
     # options: iterations=2           options of the pass
     # input-type: x=uint8             context.input_types
+    # input-range: t=0:9              context.input_ranges
     # qparams: x=uint8,0.5,3          context.qparams: type, scale, zero point
     # fused: Add,Mul                  op types that the target fuses
     # channel-multiple: 4              channels that the target's kernels move at a time
@@ -19,6 +20,7 @@ halves are the same, and the pass must say that it made no rewrites.
 """
 
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ FILES = sorted(FOLDER.glob("*.txt"))
 # Float to float: what they leave must compute the same, up to the rounding of folded weights.
 FLOAT_PASSES = (
     "cleanup", "conv-transpose", "fold-affine", "fold-batchnorm", "fold-input", "fold-pad",
-    "linear-form", "pad-channels",
+    "linear-form", "pad-channels", "tabulate-index",
 )  # fmt: skip
 # What they leave is the same function, bit by bit.
 EXACT_PASSES = ("conv-transpose", "fold-clip", "lower-prelu")
@@ -103,7 +105,16 @@ class Case:
             qparams=qparams,
             input_types=dict(text.split("=") for text in self.all("input-type")),
             output_types=dict(text.split("=") for text in self.all("output-type")),
+            input_ranges=self.ranges(),
         )
+
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        spans = {}
+        for text in self.all("input-range"):
+            name, _, numbers = text.partition("=")
+            low, _, high = numbers.partition(":")
+            spans[name] = int(low), int(high)
+        return spans
 
     def run(self) -> tuple[ir.Model, int, Context]:
         model, context = parse(self.before), self.context()
@@ -114,8 +125,8 @@ class Case:
 
 
 KNOWN = (
-    "options", "input-type", "output-type", "qparams", "fused", "channel-multiple", "recipe", "set",
-    "keep-float", "note",
+    "options", "input-type", "input-range", "output-type", "qparams", "fused", "channel-multiple",
+    "recipe", "set", "keep-float", "note",
 )  # fmt: skip
 NO_SAMPLES: Any = ()  # passes that stream samples have tests of their own
 
@@ -155,13 +166,15 @@ def is_default(node: ir.Node, attribute: ir.Attr) -> bool:
     return bool(default.type) and onnx.helper.get_attribute_value(default) == attribute.value
 
 
-def feeds(model: ir.Model) -> dict[str, Any]:
-    """Return one batch of inputs; unknown dimensions are 3."""
+def feeds(model: ir.Model, spans: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """Return one batch of inputs within `spans`; unknown dimensions are 3."""
     rng = np.random.default_rng(7)
     result = {}
     for value in model.graph.inputs:
         shape = [d if isinstance(d, int) else 3 for d in value.shape or ()]
-        numbers = rng.integers(0, 256, shape)
+        rows = value.dtype == ir.DataType.INT64  # of an embedding that has three
+        low, high = spans.get(str(value.name), (0, 2 if rows else 255))
+        numbers = rng.integers(low, high, shape, endpoint=True)
         result[str(value.name)] = numbers.astype(value.dtype.numpy() if value.dtype else None)
     return result
 
@@ -201,7 +214,7 @@ FLOAT_FILES = [path for path in FILES if path.name.partition(".")[0] in FLOAT_PA
 def test_float_pass_computes_the_same(path):
     case = Case(path)
     before, after = parse(case.before), case.run()[0]
-    inputs = feeds(before)
+    inputs = feeds(before, case.ranges())
     compared = 0
     expected = run(before, inputs)
     for value in after.graph.inputs:

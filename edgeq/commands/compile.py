@@ -50,6 +50,10 @@ def command(
         list[str] | None,
         typer.Option("--output-type", metavar="NAME=uint8|float32", help="Give codes as output."),
     ] = None,
+    input_range: Annotated[
+        list[str] | None,
+        typer.Option("--input-range", metavar="NAME=LOW:HIGH", help="What an integer input takes."),
+    ] = None,
     keep_float: Annotated[
         list[str] | None,
         typer.Option("--keep-float", metavar="PATTERN", help="Nodes that stay float32."),
@@ -85,6 +89,7 @@ def command(
         seed=seed,
         input_types=types("--input-type", input_type),
         output_types=types("--output-type", output_type),
+        input_ranges=ranges("--input-range", input_range),
         keep_float=tuple(keep_float or ()),
         allow_unproven=tuple(allow_unproven or ()),
         output=output,
@@ -146,6 +151,26 @@ def types(option: str, values: list[str] | None) -> dict[str, str]:
         if not equals or not name or kind not in ("uint8", "float32"):
             raise DataError(f"{option} {text!r}: write it as NAME=uint8 or NAME=float32")
         result[name] = kind
+    return result
+
+
+def ranges(option: str, values: list[str] | None) -> dict[str, tuple[int, int]]:
+    """Return `NAME=LOW:HIGH` texts as a mapping.
+
+    Raises:
+        DataError: One is not written so, or LOW is above HIGH.
+    """
+    result = {}
+    for text in values or ():
+        name, _, numbers = text.rpartition("=")
+        low, _, high = numbers.partition(":")
+        try:
+            span = int(low), int(high)
+        except ValueError:
+            span = 1, 0
+        if not name or span[0] > span[1]:
+            raise DataError(f"{option} {text!r}: write it as NAME=LOW:HIGH, both ends included")
+        result[name] = span
     return result
 
 
