@@ -19,9 +19,9 @@ from edgeq.exactness import (
     Fact,
     Grid,
     Unproven,
-    grid,
     grid_of,
     grid_of_parts,
+    held,
     join,
 )
 from edgeq.float_proofs import Reason, prove_float
@@ -136,12 +136,12 @@ def _codes(value: ir.Value) -> Grid | None:
 
 
 def _bounded(value: ir.Value, fact: Fact) -> Fact:
-    """Return the fact of an output; codes are at least known to be codes, whatever made them."""
+    """Return what holds for an output of its type; codes are codes, whatever made them."""
     if value.const_value is not None:
         return _given(value)
     codes = _codes(value)
     if codes is None:
-        return fact
+        return held(fact, value.dtype)
     if isinstance(fact, Grid) and codes.low <= fact.low and fact.high <= codes.high:
         return fact
     return codes
@@ -163,7 +163,7 @@ def _dequantize(node: ir.Node, inputs: list[Fact | None]) -> Reason:
         return Reason("ieee", detail, DETERMINED)
     zeros = np.atleast_1d(found.qparams.zero_point)
     low, high = ((bound - zeros) * scale for bound in (codes.low, codes.high))
-    return Reason("ieee", detail, grid(float(scale.min()), float(low.min()), float(high.max())))
+    return Reason("ieee", detail, Grid(float(scale.min()), float(low.min()), float(high.max())))
 
 
 def _reals(codes: Codes, qparams: QParams) -> Iterator[NDArray[np.float32]]:

@@ -1,23 +1,40 @@
-"""What is known about the bits of a float value, without running the model.
+"""What is known about the bits of a value, without running the model.
 
 A value is on a `Grid` when every element is an integer multiple of a power of two and lies between
 known bounds. While no magnitude exceeds 2**24 steps, float32 holds every such number, and sums and
 products of them that stay within that limit are exact: in any order, with or without FMA, on every
-CPU. A value off any grid may still be `DETERMINED`: made by single IEEE operations from values that
-are. `UNPROVEN` says that neither is known.
+CPU. For float64 the same is true of 2**53 steps, for integers of their range. The functions below
+give the grid of an exact result; `held` says whether a type has room for it. A value off any grid
+may still be `DETERMINED`: made by single IEEE operations from values that are. `UNPROVEN` says that
+neither is known.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-EXACT_STEPS = 2**24
 _PART = 2**18  # elements of a constant that are examined at a time
-_SMALLEST = 2.0**-126  # steps are normal numbers: some CPUs flush others to zero
+
+# How many steps a float type counts without a gap, and its smallest normal number: some CPUs flush
+# smaller ones to zero. Bounds are float64 themselves, so that 2**53 may be a rounded 2**53 + 1.
+_FLOATS: Mapping[ir.DataType, tuple[int, float]] = MappingProxyType(
+    {ir.DataType.FLOAT: (2**24, 2.0**-126), ir.DataType.DOUBLE: (2**53 - 1, 2.0**-1022)}
+)
+# The largest magnitude of an integer type; for int64, half of it, since bounds are float64.
+_INTEGERS: Mapping[ir.DataType, int] = MappingProxyType(
+    {
+        ir.DataType.INT8: 2**7 - 1,
+        ir.DataType.INT16: 2**15 - 1,
+        ir.DataType.INT32: 2**31 - 1,
+        ir.DataType.INT64: 2**62,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -41,13 +58,16 @@ class Grid:
 
     @property
     def steps(self) -> float:
-        """The magnitude in steps: exact up to `EXACT_STEPS`."""
+        """The magnitude in steps."""
         return self.magnitude / self.step
 
-    @property
-    def exact(self) -> bool:
-        """Whether float32 holds every element, and every partial sum within the bounds."""
-        return self.steps <= EXACT_STEPS and self.step >= _SMALLEST
+    def fits(self, dtype: ir.DataType | None) -> bool:
+        """Whether `dtype` (float32 if unknown) holds every element, and every sum within bounds."""
+        dtype = dtype or ir.DataType.FLOAT
+        if dtype in _INTEGERS:
+            return self.step >= 1 and self.magnitude <= _INTEGERS[dtype]
+        count, smallest = _FLOATS.get(dtype, (0, math.inf))
+        return self.steps <= count and self.step >= smallest
 
 
 @dataclass(frozen=True)
@@ -65,10 +85,9 @@ UNPROVEN: Final = Unproven()
 Fact = Grid | Determined | Unproven
 
 
-def grid(step: float, low: float, high: float) -> Fact:
-    """Return the grid if float32 holds all of it, else `DETERMINED`."""
-    found = Grid(step, low, high)
-    return found if found.exact else DETERMINED
+def held(fact: Fact, dtype: ir.DataType | None) -> Fact:
+    """Return what holds for a value of type `dtype` whose exact result would be on a grid."""
+    return DETERMINED if isinstance(fact, Grid) and not fact.fits(dtype) else fact
 
 
 def is_power_of_two(value: float) -> bool:
@@ -88,13 +107,14 @@ def grid_of(array: NDArray[Any]) -> Fact:
     """
     if array.dtype.kind in "iub":
         if not array.size:
-            return grid(1.0, 0.0, 0.0)
-        return grid(1.0, float(array.min()), float(array.max()))
+            return Grid(1.0, 0.0, 0.0)
+        return Grid(1.0, float(array.min()), float(array.max()))
     values = array.reshape(-1)
-    return grid_of_parts(values[start : start + _PART] for start in range(0, values.size, _PART))
+    parts = (values[start : start + _PART] for start in range(0, values.size, _PART))
+    return grid_of_parts(parts, ir.DataType.from_numpy(array.dtype))
 
 
-def grid_of_parts(parts: Iterable[NDArray[Any]]) -> Fact:
+def grid_of_parts(parts: Iterable[NDArray[Any]], dtype: ir.DataType = ir.DataType.FLOAT) -> Fact:
     """Return the coarsest grid that holds all of several float arrays.
 
     They are read one at a time, and not beyond the first that no exact grid can hold.
@@ -108,9 +128,9 @@ def grid_of_parts(parts: Iterable[NDArray[Any]]) -> Fact:
             return DETERMINED
         step = min(step, _step(values[values != 0]))
         low, high = min(low, float(values.min())), max(high, float(values.max()))
-        if math.isfinite(step) and not Grid(step, low, high).exact:
+        if math.isfinite(step) and not Grid(step, low, high).fits(dtype):
             return DETERMINED
-    return grid(step, low, high) if math.isfinite(step) else grid(1.0, 0.0, 0.0)
+    return Grid(step, low, high) if math.isfinite(step) else Grid(1.0, 0.0, 0.0)
 
 
 def _step(nonzero: NDArray[np.float64]) -> float:
@@ -131,13 +151,13 @@ def join(*facts: Fact) -> Fact:
     if len(grids) < len(facts) or not grids:
         return DETERMINED
     step = min(g.step for g in grids)
-    return grid(step, min(g.low for g in grids), max(g.high for g in grids))
+    return Grid(step, min(g.low for g in grids), max(g.high for g in grids))
 
 
 def add(a: Fact, b: Fact) -> Fact:
-    """Return the fact of one IEEE addition."""
+    """Return the fact of one addition."""
     if isinstance(a, Grid) and isinstance(b, Grid):
-        return grid(min(a.step, b.step), a.low + b.low, a.high + b.high)
+        return Grid(min(a.step, b.step), a.low + b.low, a.high + b.high)
     return join(a, b)
 
 
@@ -147,10 +167,10 @@ def negate(a: Fact) -> Fact:
 
 
 def multiply(a: Fact, b: Fact) -> Fact:
-    """Return the fact of one IEEE multiplication."""
+    """Return the fact of one multiplication."""
     if isinstance(a, Grid) and isinstance(b, Grid):
         corners = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
-        return grid(a.step * b.step, min(corners), max(corners))
+        return Grid(a.step * b.step, min(corners), max(corners))
     return join(a, b)
 
 
@@ -158,7 +178,7 @@ def divide(a: Fact, b: Fact) -> Fact:
     """Return the fact of one IEEE division: exact by one power of two, else only determined."""
     one = isinstance(b, Grid) and b.low == b.high and is_power_of_two(b.low)
     if one and isinstance(a, Grid) and isinstance(b, Grid):
-        return grid(a.step / b.low, a.low / b.low, a.high / b.low)
+        return Grid(a.step / b.low, a.low / b.low, a.high / b.low)
     return UNPROVEN if isinstance(join(a, b), Unproven) else DETERMINED
 
 

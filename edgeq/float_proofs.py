@@ -170,7 +170,7 @@ def _whole(node: ir.Node, facts: Facts) -> Fact:
     a = facts[0]
     if not isinstance(a, Grid):
         return DETERMINED
-    return x.grid(max(a.step, 1.0), math.floor(a.low), math.ceil(a.high))
+    return Grid(max(a.step, 1.0), math.floor(a.low), math.ceil(a.high))
 
 
 def _any(node: ir.Node, facts: Facts) -> Fact:
@@ -219,8 +219,9 @@ def _add_many(node: ir.Node, inputs: Facts) -> Reason:
         total = x.add(total, fact or DETERMINED)
     if len(inputs) <= 2:
         return Reason("ieee", "one IEEE addition; Sum is never fused", total)
-    if isinstance(total, Grid):
-        return Reason("exact sum", _exact(total), total)
+    kind = node.outputs[0].dtype
+    if isinstance(total, Grid) and total.fits(kind):
+        return Reason("exact sum", _exact(total, kind), total)
     return unproven("a sum of more than two inputs that is not exact depends on its order")
 
 
@@ -235,11 +236,7 @@ _SUMS = frozenset(
 
 
 def _sum(node: ir.Node, inputs: Facts) -> Reason:
-    if node.inputs[0] is not None and node.inputs[0].dtype in (
-        ir.DataType.INT32,
-        ir.DataType.INT64,
-    ):
-        return Reason("integer", "integer arithmetic", DETERMINED)
+    kind = node.inputs[0].dtype if node.inputs[0] is not None else None
     if node.op_type == "Resize" and string_attribute(node, "mode", "nearest") == "nearest":
         fact = inputs[0] or DETERMINED
         return Reason("data movement", "elements are copied", fact)
@@ -248,27 +245,45 @@ def _sum(node: ir.Node, inputs: Facts) -> Reason:
         return unproven(folded)
     linear = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
     found = sum_of_products(node, inputs) if linear else sum_of_window(node, inputs)
+    if kind in (ir.DataType.INT32, ir.DataType.INT64):
+        return _integer_sum(found, kind)
     if isinstance(found, str):
         return unproven(found)
-    return _proven_sum(found)
+    return _proven_sum(found, kind)
 
 
-def _proven_sum(found: Sum) -> Reason:
-    if not found.total.exact:
+def _integer_sum(found: Sum | str, kind: ir.DataType) -> Reason:
+    """Return the proof of a sum of integers: in any order the same, and right where bounded."""
+    if isinstance(found, str) or found.divisors:
+        return Reason("integer", "integer arithmetic", DETERMINED)
+    if not found.total.fits(kind):
+        return unproven(f"the sum can reach {found.total.magnitude:g}, beyond {kind.name.lower()}")
+    detail = f"integer sum, at most {found.total.magnitude:.0f}"
+    return Reason("integer", detail, found.total)
+
+
+def _proven_sum(found: Sum, kind: ir.DataType | None) -> Reason:
+    if not found.total.fits(kind):
         reason = (
             f"the float sum can reach {found.total.steps:g} steps of {found.total.step:g}, beyond"
-            " 2**24: its bits depend on the order of additions"
+            f" {_room(kind)}: its bits depend on the order of additions"
         )
         return unproven(reason)
-    detail = _exact(found.total)
+    detail = _exact(found.total, kind)
     if not found.divisors:
         return Reason("exact sum", detail, found.total)
     facts = [x.divide(found.total, Grid(1.0, float(n), float(n))) for n in found.divisors]
     return Reason("exact sum", f"{detail}; then one IEEE division", x.join(*facts))
 
 
-def _exact(total: Grid) -> str:
-    return f"float sum of multiples of {total.step:g}, at most {total.steps:.0f} <= 2**24 of them"
+def _exact(total: Grid, kind: ir.DataType | None) -> str:
+    count = f"{total.steps:.0f} <= {_room(kind)}"
+    return f"float sum of multiples of {total.step:g}, at most {count} of them"
+
+
+def _room(kind: ir.DataType | None) -> str:
+    """Return how many steps a float type counts without a gap, in words."""
+    return "2**53 - 1" if kind == ir.DataType.DOUBLE else "2**24"
 
 
 def _folded(node: ir.Node) -> str:

@@ -34,7 +34,7 @@ class Sum:
     """A float sum and what divides it.
 
     Attributes:
-        total: Grid of all partial sums; `total.exact` says whether float32 holds them.
+        total: Grid of all partial sums; `total.fits` says whether a type holds them.
         divisors: The counts of a mean; empty for a sum.
     """
 

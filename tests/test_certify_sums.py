@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.certificates import UNITS, W8, Arrays, certificate, f32
+from tests.certificates import UNITS, W8, Arrays, certificate, f32, last
 
 WF = W8.astype(np.float32)
 WT = W8.transpose(1, 0, 2, 3).copy()
@@ -81,4 +81,44 @@ def test_float_sums(rule: str, body: str, arrays: Arrays, kind: str, text: str) 
     found = certificate(f"{UNITS} {body}", arrays)
     named = [p for p in found.proofs if text in p.detail]
     assert [p.kind for p in named] == [kind], [(p.op_type, p.kind, p.detail) for p in found.proofs]
+    assert len(found.unproven) == (kind == "unproven")
+
+
+SQUARES = "w = Cast<to=11>(x) q = Mul(w, w) y = ReduceSum(q, last)"
+WIDE_ROWS = [
+    ("float64 squares", SQUARES, "uint16[4,100] x", "exact sum", "at most 429483622500 <= 2**53"),
+    ("most that fit", SQUARES, f"uint16[4,{2**21}] x", "exact sum", "<= 2**53 - 1 of them"),
+    ("beyond 2**53", SQUARES, f"uint16[4,{2**21 + 65}] x", "unproven", "beyond 2**53 - 1"),
+    ("float32 squares", SQUARES.replace("11", "1"), "uint16[4,9] x", "unproven", "no known grid"),
+    (
+        "float32",
+        "w = Cast<to=1>(x) y = ReduceSum(w, last)",
+        "uint16[9,256] x",
+        "exact sum",
+        "2**24",
+    ),
+    ("int32", "w = Cast<to=6>(x) y = ReduceSum(w, last)", "uint16[4,9] x", "integer", "589815"),
+    (
+        "beyond int32",
+        "w = Cast<to=6>(x) y = ReduceSum(w, last)",
+        f"uint16[1,{2**16}] x",
+        "unproven",
+        "beyond int32",
+    ),
+    (
+        "int64",
+        "w = Cast<to=7>(x) q = Mul(w, w) y = ReduceSum(q, last)",
+        f"uint16[1,{2**22}] x",
+        "integer",
+        "integer sum",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "body", "inputs", "kind", "text"), WIDE_ROWS, ids=[r[0] for r in WIDE_ROWS]
+)
+def test_sums_in_other_types(rule: str, body: str, inputs: str, kind: str, text: str) -> None:
+    found = certificate(body, {"last": np.array([-1])}, inputs)
+    assert last(found)[0] == kind and text in last(found)[1], last(found)
     assert len(found.unproven) == (kind == "unproven")
