@@ -1,124 +1,18 @@
 """Which nodes are a function of one value, and what that function is."""
 
-import math
-
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from edgeq.onnx_api import infer_shapes
 from edgeq.unary_regions import UnaryRegion, unary_regions
+from tests.unary_spellings import SPELLINGS, model
 
 X = np.linspace(-6, 6, 97)
-CONSTANTS = ", ".join(
-    f"float {name} = {{{value!r}}}"
-    for name, value in {
-        "half": 0.5,
-        "one": 1.0,
-        "two": 2.0,
-        "three": 3.0,
-        "six": 6.0,
-        "zero": 0.0,
-        "sqrt2": math.sqrt(2),
-        "cubic": 0.044715,
-        "inner": math.sqrt(2 / math.pi),
-        "quick": 1.702,
-    }.items()
-)
-
-
-def model(nodes: str, outputs: str = "float[N,4] y", inputs: str = "float[N,4] x") -> ir.Model:
-    result = ir.from_onnx_text(
-        f"""<ir_version: 10, opset_import: ["": 21]>
-        g ({inputs}) => ({outputs}) <{CONSTANTS}, float[4] vector = {{1, 2, 3, 4}},
-          float[1,1,1] deep = {{2}}> {{ {nodes} }}"""
-    )
-    infer_shapes(result)
-    return result
 
 
 def regions(nodes: str, *args: str) -> list[UnaryRegion]:
     return unary_regions(model(nodes, *args).graph)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def gelu_tanh(x):
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def gelu(x):
-    return 0.5 * x * (1 + np.array([math.erf(v / math.sqrt(2)) for v in x]))
-
-
-def hard_swish(x):
-    return x * np.clip(x + 3, 0, 6) / 6
-
-
-SPELLINGS = {
-    "SiLU": ("s = Sigmoid(x) y = Mul(x, s)", lambda x: x * sigmoid(x)),
-    "erf-Gelu of torch": (
-        "a = Div(x, sqrt2) b = Erf(a) c = Add(b, one) d = Mul(x, c) y = Mul(d, half)",
-        gelu,
-    ),
-    "erf-Gelu, halves first": (
-        "h = Mul(x, half) a = Div(x, sqrt2) b = Erf(a) c = Add(b, one) y = Mul(h, c)",
-        gelu,
-    ),
-    "tanh-Gelu with Pow": (
-        "p = Pow(x, three) a = Mul(cubic, p) b = Add(x, a) c = Mul(b, inner) d = Tanh(c)"
-        " e = Add(d, one) h = Mul(x, half) y = Mul(h, e)",
-        gelu_tanh,
-    ),
-    "tanh-Gelu with products": (
-        "q = Mul(x, x) p = Mul(q, x) a = Mul(cubic, p) b = Add(x, a) c = Mul(b, inner)"
-        " d = Tanh(c) e = Add(one, d) h = Mul(x, half) y = Mul(h, e)",
-        gelu_tanh,
-    ),
-    "QuickGelu": (
-        "a = Mul(x, quick) s = Sigmoid(a) y = Mul(x, s)",
-        lambda x: x * sigmoid(1.702 * x),
-    ),
-    "Mish": (
-        "a = Softplus(x) t = Tanh(a) y = Mul(x, t)",
-        lambda x: x * np.tanh(np.log1p(np.exp(x))),
-    ),
-    "Softplus in pieces": ("a = Exp(x) b = Add(a, one) y = Log(b)", lambda x: np.log1p(np.exp(x))),
-    "hard-swish of HardSigmoid": (
-        "s = HardSigmoid<alpha = 0.16666667, beta = 0.5>(x) y = Mul(x, s)",
-        hard_swish,
-    ),
-    "hard-swish of Clip": (
-        "a = Add(x, three) b = Clip(a, zero, six) c = Mul(x, b) y = Div(c, six)",
-        hard_swish,
-    ),
-    "hard-swish of Relu and Min": (
-        "a = Add(x, three) b = Relu(a) m = Min(b, six) d = Div(m, six) y = Mul(x, d)",
-        hard_swish,
-    ),
-    "cube": ("a = Mul(x, x) y = Mul(a, x)", lambda x: x**3),
-    "Pow alone": ("y = Pow(x, three)", lambda x: x**3),
-    "constant base": ("y = Pow(two, x)", lambda x: 2**x),
-    "where": (
-        "c = Greater(x, one) n = Neg(x) a = Abs(n) y = Where(c, a, half)",
-        lambda x: np.where(x > 1, np.abs(x), 0.5),
-    ),
-    "between limits": (
-        "a = Less(x, zero) b = Greater(x, three) c = Or(a, b) y = Where(c, zero, x)",
-        lambda x: np.where((x < 0) | (x > 3), 0, x),
-    ),
-    "leaky": (
-        "a = LeakyRelu<alpha = 0.25>(x) y = Mul(a, two)",
-        lambda x: np.where(x < 0, x / 2, 2 * x),
-    ),
-    "two inner values, each read twice": (
-        "a = Exp(x) b = Neg(x) c = Add(a, b) d = Mul(a, b) y = Sub(c, d)",
-        lambda x: np.exp(x) - x + np.exp(x) * x,
-    ),
-    "root": ("a = Mul(x, x) b = Add(a, one) y = Sqrt(b)", lambda x: np.sqrt(x * x + 1)),
-}
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -188,6 +82,31 @@ CUTS = {
         "float[N,4] y",
         [["Relu", "Mul"]],
     ),
+    "moves in front of a function": (
+        "a = Unsqueeze(x, axis) y = Exp(a)",
+        "float[1,N,4] y",
+        [["Exp"]],
+    ),
+    "an outer product of two views": (
+        "a = Exp(x) b = Unsqueeze(a, axis) c = Unsqueeze(a, ahead) d = Mul(b, c) y = Tanh(d)",
+        "float[N,N,4] y",
+        [["Exp"], ["Tanh"]],
+    ),
+    "a maximum over elements": (
+        "a = Exp(x) b = ReduceMax(a, axis) y = Log(b)",
+        "float[1,4] y",
+        [["Exp"], ["Log"]],
+    ),
+    "a shape made of an inner value": (
+        "a = Exp(x) s = Shape(a) b = Reshape(a, s) y = Log(b)",
+        "float[N,4] y",
+        [["Exp"], ["Log"]],
+    ),
+    "truth is no source": (
+        "c = Greater(x, x2) n = Not(c) y = Where(n, one, two)",
+        "float[N,4] y",
+        [],
+    ),
     "a sum of two functions": (
         "a = Exp(x) b = Neg(x) c = Exp(b) y = Add(a, c)",
         "float[N,4] y",
@@ -199,7 +118,26 @@ CUTS = {
 @pytest.mark.parametrize("name", CUTS)
 def test_where_regions_end(name):
     nodes, outputs, expected = CUTS[name]
-    assert sequence(regions(nodes, outputs)) == expected
+    found = regions(nodes, outputs, "float[N,4] x, float[N,4] x2")
+    assert sequence(found) == expected
+
+
+def test_regions_may_share_their_nodes():
+    nodes = "s = Sigmoid(x) t = Tanh(s) u = Mul(s, t) y = Exp(u) z = Neg(s)"
+    graph = model(nodes, "float[N,4] y, float[N,4] z, float[N,4] s").graph
+    assert sequence(unary_regions(graph)) == [["Sigmoid"], ["Tanh", "Mul", "Exp"]]
+    shared = unary_regions(graph, shared=True)
+    assert sequence(shared) == [
+        ["Sigmoid"],
+        ["Sigmoid", "Tanh", "Mul", "Exp"],
+        ["Sigmoid", "Neg"],
+    ]
+    assert all(region.source is graph.inputs[0] for region in shared)
+
+
+def test_what_moves_elements_is_listed_in_order():
+    (region,) = regions(SPELLINGS["a vector that is moved"][0])
+    assert [node.op_type for node in region.moves] == ["Unsqueeze", "Transpose", "Flatten"]
 
 
 def test_nodes_that_are_to_be_left_are_left():
