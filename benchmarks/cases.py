@@ -19,6 +19,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+import edgeq
+from benchmarks.peers import Standing
+
 ROOT = Path(__file__).parent.parent
 ZOO = ROOT.parent / "shared" / "zoo"
 
@@ -77,6 +80,22 @@ def export_case(zoo: ModuleType, name: str, folder: Path) -> ExportedCase:
         zoo.export(name, folder, zoo.HERE)
     model, calibration = folder / "model.onnx", folder / "calibration.npz"
     return ExportedCase(name, model, calibration, case.metric, case)
+
+
+def compile_case(case: ExportedCase, standing: Standing, recipe: str, output: Path) -> None:
+    """Write the bundle of a case.
+
+    Raises:
+        EdgeqError: There is none.
+    """
+    edgeq.compile(
+        str(case.model),
+        target="ort-cpu",
+        calibration=str(case.calibration),
+        recipe=recipe,
+        input_ranges=standing.input_ranges,
+        output=output,
+    )
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from edgeq.metrics import find_metric
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,10 +31,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Required:
-    """Lower bounds; None where nothing is required.
+    """Bounds; None where nothing is required.
 
     Attributes:
-        metric: Smallest metric.
+        metric: Worst metric: the smallest, or the largest where less is better.
         sqnr_db: Smallest SQNR of the first output.
         drop: Largest loss against the float model's metric.
     """
@@ -41,18 +43,32 @@ class Required:
     sqnr_db: float | None = None
     drop: float | None = None
 
-    def misses(self, reached: Figure, float_metric: float | None) -> list[str]:
+    def misses(
+        self, reached: Figure, float_metric: float | None, higher_is_better: bool = True
+    ) -> list[str]:
         """Return one text per bound that `reached` does not meet."""
-        bounds = [("metric", reached.metric, self.metric), ("SQNR", reached.sqnr_db, self.sqnr_db)]
+        found = [
+            _miss("metric", reached.metric, self.metric, higher_is_better),
+            _miss("SQNR", reached.sqnr_db, self.sqnr_db),
+        ]
         if self.drop is not None:
             assert float_metric is not None, "a drop is measured against a metric"
-            bounds.append(("metric", reached.metric, float_metric - self.drop))
-        return [
-            f"{name} {value if value is None else round(value, 3)} < {bound:.2f}"
-            for name, value, bound in bounds
-            # A missing or undefined value is a miss: NaN compares false.
-            if bound is not None and not (value is not None and round(value, 6) >= bound)
-        ]
+            bound = float_metric - self.drop if higher_is_better else float_metric + self.drop
+            found.append(_miss("metric", reached.metric, bound, higher_is_better))
+        return [text for text in found if text is not None]
+
+
+def _miss(
+    name: str, value: float | None, bound: float | None, higher_is_better: bool = True
+) -> str | None:
+    """Return how `value` misses `bound`; one that is missing or undefined misses any."""
+    if bound is None:
+        return None
+    if value is None:
+        return f"{name} not measured"
+    rounded = round(value, 6)
+    reached = rounded >= bound if higher_is_better else rounded <= bound  # NaN compares false
+    return None if reached else f"{name} {value:.5g} {'<' if higher_is_better else '>'} {bound:.5g}"
 
 
 @dataclass(frozen=True)
@@ -61,15 +77,25 @@ class Standing:
 
     Attributes:
         name: The zoo's name of the case.
-        unit: Of the metric; empty where the case has no labels.
-        best: Best metric and best SQNR of the tools that quantized every linear operator.
+        unit: Of the metric; empty where it has none.
+        decimals: Of the metric, as it is shown.
+        higher_is_better: Whether more of the metric is.
+        best: Best metric and best SQNR of the tools that quantized every operator.
+        partly: Figures of the tools that left operators float.
         required: Bounds by recipe.
+        group: Which of the limits on latency holds.
+        input_ranges: As `edgeq.compile` takes them.
     """
 
     name: str
     unit: str
+    decimals: int
+    higher_is_better: bool
     best: Figure
+    partly: Mapping[str, Figure]
     required: Mapping[str, Required]
+    group: str = "convolution"
+    input_ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def read_standings() -> dict[str, Standing]:
@@ -80,10 +106,22 @@ def read_standings() -> dict[str, Standing]:
 
 
 def _standing(name: str, entry: Mapping[str, Any]) -> Standing:
-    peers = [peer for peer in entry["peers"].values() if "left_float" not in peer]
+    better = "metric" not in entry or find_metric(entry["metric"]).higher_is_better
+    peers = entry["peers"].items()
+    whole = [peer for _, peer in peers if "left_float" not in peer]
+    metrics = [peer["metric"] for peer in whole if "metric" in peer]
     best = Figure(
-        max((p["metric"] for p in peers if "metric" in p), default=None),
-        max((p["sqnr_db"] for p in peers if "sqnr_db" in p), default=None),
+        (max if better else min)(metrics, default=None),
+        max((peer["sqnr_db"] for peer in whole if "sqnr_db" in peer), default=None),
     )
-    required = {recipe: Required(**bounds) for recipe, bounds in entry["required"].items()}
-    return Standing(name, entry.get("unit", ""), best, required)
+    return Standing(
+        name,
+        entry.get("unit", ""),
+        entry.get("decimals", 2),
+        better,
+        best,
+        {n: Figure(p.get("metric"), p.get("sqnr_db")) for n, p in peers if "left_float" in p},
+        {recipe: Required(**bounds) for recipe, bounds in entry["required"].items()},
+        entry.get("group", "convolution"),
+        {n: (low, high) for n, (low, high) in entry.get("input_ranges", {}).items()},
+    )

@@ -1,6 +1,10 @@
-"""What `onnxruntime.quantization.quantize_static` deploys: the measure of edgeq's speed."""
+"""What `onnxruntime.quantization.quantize_static` deploys: edgeq stands beside it."""
 
+import logging
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from benchmarks.cases import ExportedCase
+from benchmarks.cases import ExportedCase, make_session
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
@@ -49,22 +53,78 @@ def modern(model: Path, folder: Path) -> Path:
     return folder / "float.onnx"
 
 
-def quantize_case(case: ExportedCase, folder: Path) -> Path:
-    """Write the QDQ model as ONNX Runtime's documentation advises for CPUs, and return its path.
+@dataclass(frozen=True)
+class StaticModel:
+    """What came out for a case.
+
+    Attributes:
+        path: The QDQ model; None where ONNX Runtime made none, or does not load what it made.
+        note: What failed; empty where nothing did.
+    """
+
+    path: Path | None
+    note: str = ""
+
+
+def quantize_case(case: ExportedCase, folder: Path) -> StaticModel:
+    """Quantize as ONNX Runtime's documentation advises for CPUs.
 
     Pre-processed (shapes inferred, graph optimized), uint8 activations, int8 weights per channel,
-    minimum and maximum of the same calibration samples.
+    minimum and maximum of the same calibration samples. Where the symbolic shape inference of the
+    pre-processing fails it is left out.
     """
-    prepared, quantized = folder / "prepared.onnx", folder / "quantize_static.onnx"
-    quant_pre_process(str(modern(case.model, folder)), str(prepared))
-    quantize_static(
-        str(prepared),
-        str(quantized),
-        Reader(case.calibration_feeds()),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-    )
-    return quantized
+    quantized = folder / "quantize_static.onnx"
+    model, note = _prepared(modern(case.model, folder), folder)
+    logging.disable(logging.WARNING)  # a line for every weight that has one axis
+    try:
+        quantize_static(
+            str(model),
+            str(quantized),
+            Reader(case.calibration_feeds()),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        make_session(quantized)
+    except Exception as error:  # ONNX Runtime's own exceptions have no common class
+        return StaticModel(None, _joined(note, f"quantize_static: {_reason(error)}"))
+    finally:
+        logging.disable(logging.NOTSET)
+    return StaticModel(quantized, note)
+
+
+def _prepared(model: Path, folder: Path) -> tuple[Path, str]:
+    """Return the pre-processed model, as far as that works, and what did not."""
+    model, prepared, note = model.resolve(), (folder / "prepared.onnx").resolve(), ""
+    for skip_symbolic in (False, True):
+        try:
+            with _inside(folder):  # where it fails it leaves files in the current folder
+                quant_pre_process(str(model), str(prepared), skip_symbolic_shape=skip_symbolic)
+        except Exception as error:  # its shape inference raises bare ones
+            note = _joined(note, f"quant_pre_process: {_reason(error)}")
+        else:
+            return prepared, note
+    return model, note
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Make `folder` the current one."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _reason(error: Exception) -> str:
+    """Return an error in one line, without the path that ONNX Runtime writes in front."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text.rpartition("failed:")[2].strip()
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
