@@ -162,7 +162,7 @@ def certain_parameters(name: str) -> tuple[QParams, QParams]:
     low = 0.25 if name == "Reciprocal" else -8.0
     zero = 0 if name == "Reciprocal" else 128
     for _ in range(20000):
-        scale = np.float32(random.uniform(0.2, 0.3))
+        scale = np.asarray(random.uniform(0.2, 0.3), np.float32)
         x = QParams(QTYPES["uint8"], scale, np.array(zero))
         reals = function(np.linspace(low, 8.0, 9))
         y = qparams(float(reals.min()), float(reals.max()) * random.uniform(0.001, 0.1))

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgeq.export import export
 from edgeq.onnx_api import infer_shapes
 from edgeq.unary_regions import UnaryRegion, unary_regions
 from tests.unary_spellings import SPELLINGS, model
@@ -150,3 +151,28 @@ def test_where_a_function_is_not_defined_ieee_decides():
     (region,) = regions("a = Log(x) y = Mul(a, two)")
     found = region.evaluate(np.array([1.0, 0.0, -1.0]))
     assert found[0] == 0 and found[1] == -np.inf and np.isnan(found[2])
+
+
+@pytest.mark.torch
+def test_what_torch_exports_is_one_region_each():
+    torch = pytest.importorskip("torch", reason="pip install edgeq[torch]")
+    pytest.importorskip("onnxscript", reason="pip install edgeq[torch]")
+    nn = torch.nn
+    functions = [
+        nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.Mish(), nn.Hardswish(), nn.Hardsigmoid(),
+        nn.Softplus(), nn.Softplus(beta=2, threshold=5), nn.ELU(), nn.SELU(), nn.CELU(0.7),
+        nn.Softsign(), nn.Tanh(), nn.LogSigmoid(), nn.Tanhshrink(), nn.Hardshrink(),
+        nn.Softshrink(), nn.Threshold(0.1, 0.5), torch.expm1, torch.rsqrt, torch.exp2, torch.sinh,
+        lambda x: x * torch.sigmoid(1.702 * x),
+        lambda x: 0.5 * x * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * torch.pow(x, 3.0)))),
+        lambda x: torch.log(x.abs() + 1),
+    ]  # fmt: skip
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return tuple(f(x[i]) for i, f in enumerate(functions))
+
+    graph = export(Net(), (torch.rand(len(functions), 8),)).graph
+    found = unary_regions(graph)
+    assert {region.output for region in found} == set(graph.outputs)
+    assert len({region.source for region in found}) == len(functions)

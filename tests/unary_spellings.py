@@ -53,7 +53,7 @@ def gelu_tanh(x: Float64) -> Float64:
 
 def gelu(x: Float64) -> Float64:
     """Return Gelu."""
-    return 0.5 * x * (1 + np.array([math.erf(v / math.sqrt(2)) for v in x]))
+    return np.asarray(0.5 * x * (1 + np.array([math.erf(v / math.sqrt(2)) for v in x])))
 
 
 def hard_swish(x: Float64) -> Float64:
