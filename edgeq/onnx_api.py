@@ -12,6 +12,7 @@ import onnx.version_converter
 import onnx_ir as ir
 
 from edgeq.graph import to_proto
+from edgeq.symbolic_shapes import name_dims
 
 SMALL = 1024  # bytes; shapes, axes, pads and scales, whose values matter to ONNX, are smaller
 IR_VERSION = 10  # the first that holds opset 21
@@ -82,10 +83,13 @@ def convert_opset(model: ir.Model, opset: int) -> ir.Model:
     return with_weights(onnx.version_converter.convert_version(proto, opset), hidden)
 
 
-def infer_shapes(model: ir.Model) -> None:
+def infer_shapes(model: ir.Model) -> int:
     """Write the shapes and types that ONNX infers, values of small integer tensors included.
 
-    What was known and cannot be inferred stays.
+    What was known and cannot be inferred stays. Symbolic dimensions that ONNX loses are followed.
+
+    Returns:
+        Of how many values edgeq knows dimensions that ONNX does not infer.
 
     Raises:
         onnx.shape_inference.InferenceError: Shapes or types contradict each other.
@@ -101,6 +105,7 @@ def infer_shapes(model: ir.Model) -> None:
         for output in node.outputs:
             if output.name in shapes:
                 _adopt(output, shapes[output.name])
+    return name_dims(model.graph)
 
 
 def _adopt(value: ir.Value, info: onnx.ValueInfoProto) -> None:
