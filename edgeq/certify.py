@@ -28,7 +28,8 @@ from edgeq.float_proofs import Reason, prove_float
 from edgeq.fused_proofs import prove_fused
 from edgeq.fusion_checks import is_requantization
 from edgeq.graph import constant
-from edgeq.integer_proofs import prove_integer
+from edgeq.integer_proofs import prove_integer, prove_products
+from edgeq.longest import MAX_DIM
 from edgeq.numerics.affine import Codes, QParams
 from edgeq.numerics.magnitudes import pieces
 from edgeq.numerics.qtype import QTYPES
@@ -71,19 +72,20 @@ class Certificate:
         return tuple(p for p in self.proofs if p.kind == "unproven")
 
 
-def certify(model: ir.Model, capabilities: Capabilities) -> Certificate:
+def certify(model: ir.Model, capabilities: Capabilities, max_dim: int = MAX_DIM) -> Certificate:
     """Return a proof, or the reason why there is none, for every node of the main graph.
 
     Args:
         model: The quantized model, shapes inferred: bounds of sums need the lengths of axes.
         capabilities: What the target's runtime fuses, and the weights that its CPUs multiply right.
+        max_dim: No axis that the model leaves open is longer at run time.
     """
     facts: dict[ir.Value, Fact] = {}
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         facts[value] = _given(value)
     proofs = []
     for node in model.graph:
-        reason = _prove(node, facts, capabilities)
+        reason = _prove(node, facts, capabilities, max_dim)
         for output in node.outputs:
             facts[output] = _bounded(output, reason.fact)
         name = node.name or node.outputs[0].name or ""
@@ -91,7 +93,9 @@ def certify(model: ir.Model, capabilities: Capabilities) -> Certificate:
     return Certificate(tuple(proofs))
 
 
-def _prove(node: ir.Node, facts: dict[ir.Value, Fact], capabilities: Capabilities) -> Reason:
+def _prove(
+    node: ir.Node, facts: dict[ir.Value, Fact], capabilities: Capabilities, max_dim: int
+) -> Reason:
     if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
         return Reason("unproven", "subgraphs are not examined", UNPROVEN)
     inputs = [None if v is None else _fact(v, facts) for v in node.inputs]
@@ -104,7 +108,7 @@ def _prove(node: ir.Node, facts: dict[ir.Value, Fact], capabilities: Capabilitie
     group = linear_group(node)
     # Mul is linear by definition, but its fused kernel needs an enumeration of its own.
     if group is not None and not (node.op_type == "Mul" and "Mul" in capabilities.fused):
-        return prove_integer(group, capabilities)
+        return prove_integer(group, capabilities, max_dim)
     found = prove_fused(node, capabilities)
     if found is not None:
         return found
@@ -113,7 +117,9 @@ def _prove(node: ir.Node, facts: dict[ir.Value, Fact], capabilities: Capabilitie
         return Reason("unproven", reason, UNPROVEN)
     if any(isinstance(f, Unproven) for f in inputs):
         return Reason("inherited", "its inputs are not proven", UNPROVEN)
-    return prove_float(node, inputs)
+    if node.op_type == "MatMulInteger":
+        return prove_products(node, max_dim)
+    return prove_float(node, inputs, max_dim)
 
 
 def _fact(value: ir.Value, facts: dict[ir.Value, Fact]) -> Fact:

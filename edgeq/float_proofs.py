@@ -43,17 +43,18 @@ def unproven(detail: str) -> Reason:
     return Reason("unproven", detail, UNPROVEN)
 
 
-def prove_float(node: ir.Node, inputs: Facts) -> Reason:
+def prove_float(node: ir.Node, inputs: Facts, max_dim: int) -> Reason:
     """Return the proof of a node outside the fused patterns, given the facts of its inputs.
 
-    No input's fact is `UNPROVEN`; missing optional inputs are None.
+    No input's fact is `UNPROVEN`; missing optional inputs are None. No axis that the model leaves
+    open is longer than `max_dim`.
     """
     kind = node.outputs[0].dtype
     whole = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, None)
     if node.op_type in _MOVES:
         return _movement(node, inputs)
     if node.op_type in _SUMS:
-        return _sum(node, inputs)
+        return _sum(node, inputs, max_dim)
     if node.op_type in _SINGLE:
         fact = _SINGLE[node.op_type](node, inputs)
         if kind not in whole and kind != ir.DataType.BOOL:
@@ -235,7 +236,7 @@ _SUMS = frozenset(
 )  # fmt: skip
 
 
-def _sum(node: ir.Node, inputs: Facts) -> Reason:
+def _sum(node: ir.Node, inputs: Facts, max_dim: int) -> Reason:
     kind = node.inputs[0].dtype if node.inputs[0] is not None else None
     if node.op_type == "Resize" and string_attribute(node, "mode", "nearest") == "nearest":
         fact = inputs[0] or DETERMINED
@@ -244,7 +245,8 @@ def _sum(node: ir.Node, inputs: Facts) -> Reason:
     if folded:
         return unproven(folded)
     linear = node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
-    found = sum_of_products(node, inputs) if linear else sum_of_window(node, inputs)
+    find = sum_of_products if linear else sum_of_window
+    found = find(node, inputs, max_dim)
     if kind in (ir.DataType.INT32, ir.DataType.INT64):
         return _integer_sum(found, kind)
     if isinstance(found, str):
@@ -254,7 +256,7 @@ def _sum(node: ir.Node, inputs: Facts) -> Reason:
 
 def _integer_sum(found: Sum | str, kind: ir.DataType) -> Reason:
     """Return the proof of a sum of integers: in any order the same, and right where bounded."""
-    if isinstance(found, str) or found.divisors:
+    if isinstance(found, str) or found.divisors != ():
         return Reason("integer", "integer arithmetic", DETERMINED)
     if not found.total.fits(kind):
         return unproven(f"the sum can reach {found.total.magnitude:g}, beyond {kind.name.lower()}")
@@ -268,10 +270,14 @@ def _proven_sum(found: Sum, kind: ir.DataType | None) -> Reason:
             f"the float sum can reach {found.total.steps:g} steps of {found.total.step:g}, beyond"
             f" {_room(kind)}: its bits depend on the order of additions"
         )
+        if not found.known:
+            reason += "; give the axes that it sums over fixed lengths, or pass a lower --max-dim"
         return unproven(reason)
     detail = _exact(found.total, kind)
-    if not found.divisors:
+    if found.divisors == ():
         return Reason("exact sum", detail, found.total)
+    if found.divisors is None:
+        return Reason("exact sum", f"{detail}; then one IEEE division", DETERMINED)
     facts = [x.divide(found.total, Grid(1.0, float(n), float(n))) for n in found.divisors]
     return Reason("exact sum", f"{detail}; then one IEEE division", x.join(*facts))
 

@@ -16,17 +16,14 @@ from edgeq.graph import (
     float_attribute,
     int_attribute,
     ints_attribute,
-    static_shape,
     string_attribute,
 )
+from edgeq.longest import longest, most_elements
 from edgeq.pool_counts import pool_counts
 from edgeq.qdq import operand
 
 NO_GRID = "its inputs are on no known grid, so the bits of the sum depend on the order of additions"
-NO_LENGTH = (
-    "the number of elements summed is not known, so the sum has no bound (give the dimensions that"
-    " it sums over fixed sizes in the model)"
-)
+NO_LENGTH = "the number of elements summed is not known, so the sum has no bound"
 
 
 @dataclass(frozen=True)
@@ -35,15 +32,20 @@ class Sum:
 
     Attributes:
         total: Grid of all partial sums; `total.fits` says whether a type holds them.
-        divisors: The counts of a mean; empty for a sum.
+        divisors: The counts of a mean; empty for a sum, None where a count is known at run time.
+        known: Whether how many elements are summed is known, not only bounded by `max_dim`.
     """
 
     total: Grid
-    divisors: tuple[int, ...] = ()
+    divisors: tuple[int, ...] | None = ()
+    known: bool = True
 
 
-def sum_of_products(node: ir.Node, inputs: list[Fact | None]) -> Sum | str:
-    """Return the sum that a Conv, ConvTranspose, Gemm or MatMul makes, or why it is unknown."""
+def sum_of_products(node: ir.Node, inputs: list[Fact | None], max_dim: int) -> Sum | str:
+    """Return the sum that a Conv, ConvTranspose, Gemm or MatMul makes, or why it is unknown.
+
+    No axis that the model leaves open is longer than `max_dim`.
+    """
     a, w = inputs[0], inputs[1]
     bias = inputs[2] if len(inputs) > 2 else None
     if not isinstance(a, Grid) or not isinstance(w, Grid):
@@ -52,7 +54,7 @@ def sum_of_products(node: ir.Node, inputs: list[Fact | None]) -> Sum | str:
         return NO_GRID
     if node.op_type == "Gemm" and not _plain(node):
         return "alpha and beta of this Gemm are not 1"
-    weights = _weights_per_output(node, w)
+    weights = _weights_per_output(node, w, max_dim)
     if weights is None:
         return NO_LENGTH
     step, bound = a.step * w.step, weights * a.magnitude
@@ -65,16 +67,16 @@ def _plain(node: ir.Node) -> bool:
     return all(float_attribute(node, name, 1.0) == 1.0 for name in ("alpha", "beta"))
 
 
-def _weights_per_output(node: ir.Node, w: Grid) -> float | None:
+def _weights_per_output(node: ir.Node, w: Grid, max_dim: int) -> float | None:
     """Return the largest `sum |w|` of an output."""
     array = _weight(node.inputs[1])
     if array is None:
         value = node.inputs[1]
-        shape = None if value is None else static_shape(value)
+        shape = None if value is None else value.shape
         if node.op_type not in ("MatMul", "Gemm") or shape is None or len(shape) < 2:
             return None
         axis = -1 if node.op_type == "Gemm" and int_attribute(node, "transB", 0) else -2
-        return w.magnitude * shape[axis]
+        return w.magnitude * longest(shape[axis], max_dim)
     size = np.abs(array.astype(np.float64))
     if node.op_type == "Conv":
         return float(size.reshape(len(size), -1).sum(1).max())
@@ -96,8 +98,11 @@ def _weight(value: ir.Value | None) -> np.ndarray | None:
     return None if found is None or found.array is None else found.qparams.dequantize(found.array)
 
 
-def sum_of_window(node: ir.Node, inputs: list[Fact | None]) -> Sum | str:
-    """Return the sum that a pool, a reduction or a linear Resize makes, or why it is unknown."""
+def sum_of_window(node: ir.Node, inputs: list[Fact | None], max_dim: int) -> Sum | str:
+    """Return the sum that a pool, a reduction or a linear Resize makes, or why it is unknown.
+
+    No axis that the model leaves open is longer than `max_dim`.
+    """
     a = inputs[0]
     if not isinstance(a, Grid):
         return NO_GRID
@@ -106,30 +111,26 @@ def sum_of_window(node: ir.Node, inputs: list[Fact | None]) -> Sum | str:
     if node.op_type == "AveragePool":
         counts = pool_counts(node)
         return Sum(sum_of(a, math.prod(ints_attribute(node, "kernel_shape", ()))), counts)
-    count = _global_count(node) if node.op_type == "GlobalAveragePool" else reduced_count(node)
-    if count is None:
+    over = _reduced(node)
+    if over is None:
         return NO_LENGTH
+    count, known = most_elements(over, max_dim), all(isinstance(dim, int) for dim in over)
     if node.op_type == "ReduceSumSquare":
         squares = multiply(Grid(a.step, -a.magnitude, a.magnitude), a)
-        return Sum(sum_of(squares, count)) if isinstance(squares, Grid) else NO_GRID
-    mean = node.op_type in ("GlobalAveragePool", "ReduceMean")
-    return Sum(sum_of(a, count), (count,) if mean else ())
+        return Sum(sum_of(squares, count), (), known) if isinstance(squares, Grid) else NO_GRID
+    if node.op_type not in ("GlobalAveragePool", "ReduceMean"):
+        return Sum(sum_of(a, count), (), known)
+    return Sum(sum_of(a, count), (count,) if known else None, known)
 
 
-def _global_count(node: ir.Node) -> int | None:
-    value = node.inputs[0]
-    if value is None or value.shape is None:
-        return None
-    sizes = [d for d in list(value.shape)[2:] if isinstance(d, int)]
-    return math.prod(sizes) if len(sizes) == len(value.shape) - 2 else None
-
-
-def reduced_count(node: ir.Node) -> int | None:
-    """Return how many elements each result of a reduction sums, if known."""
+def _reduced(node: ir.Node) -> list[int | ir.SymbolicDim] | None:
+    """Return the axes that each result of a reduction or global pool sums over, if known."""
     value = node.inputs[0]
     if value is None or value.shape is None:
         return None
     shape = list(value.shape)
+    if node.op_type == "GlobalAveragePool":
+        return shape[2:]
     axes_value = node.inputs[1] if len(node.inputs) > 1 else None
     if axes_value is not None:
         array = constant(axes_value)
@@ -138,13 +139,9 @@ def reduced_count(node: ir.Node) -> int | None:
         axes = [int(axis) for axis in array.reshape(-1)]
     else:
         axes = list(ints_attribute(node, "axes", ()))
-    if not axes:
-        if int_attribute(node, "noop_with_empty_axes", 0):
-            return 1
-        axes = list(range(len(shape)))
-    sizes = [shape[axis] for axis in axes]
-    known = [size for size in sizes if isinstance(size, int)]
-    return math.prod(known) if len(known) == len(sizes) else None
+    if not axes and not int_attribute(node, "noop_with_empty_axes", 0):
+        return shape
+    return [shape[axis] for axis in axes]
 
 
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric")

@@ -5,14 +5,17 @@ multiplication of the accumulator, rounded to float32 first: any scale is portab
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.exactness import DETERMINED, UNPROVEN
+from edgeq.exactness import DETERMINED, UNPROVEN, Grid, multiply, sum_of
 from edgeq.float_proofs import Reason
-from edgeq.graph import int_attribute, static_shape
+from edgeq.float_sums import NO_LENGTH
+from edgeq.graph import constant, int_attribute
+from edgeq.longest import longest
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.magnitudes import magnitude_sums
 from edgeq.qdq import LinearGroup, Operand
@@ -21,20 +24,51 @@ from edgeq.targeting import Capabilities
 INT32 = 2**31 - 1
 
 
-def prove_integer(group: LinearGroup, capabilities: Capabilities) -> Reason:
-    """Return the proof of an integer linear group: the bound of its accumulator."""
+def prove_integer(group: LinearGroup, capabilities: Capabilities, max_dim: int) -> Reason:
+    """Return the proof of an integer linear group: the bound of its accumulator.
+
+    No axis that the model leaves open is longer than `max_dim`.
+    """
     obstacle = _operands(group, capabilities) or _scales(group)
     if obstacle:
         return Reason("unproven", obstacle, UNPROVEN)
-    bound = accumulator_bound(group)
+    bound = accumulator_bound(group, max_dim)
     if bound is None:
-        reason = "the length of the sum is not known, so the accumulator has no bound"
-        return Reason("unproven", reason, UNPROVEN)
+        return Reason("unproven", NO_LENGTH, UNPROVEN)
     if bound > INT32:
         reason = f"the accumulator can reach {bound}, beyond int32 ({INT32})"
         return Reason("unproven", reason, UNPROVEN)
     detail = f"integer accumulation, |acc| <= {bound} <= 2**31 - 1; one float32 multiplication"
     return Reason("integer", detail, DETERMINED)
+
+
+def prove_products(node: ir.Node, max_dim: int) -> Reason:
+    """Return the proof of a MatMulInteger of uint8 codes: the bound of its sums.
+
+    No axis that the model leaves open is longer than `max_dim`.
+    """
+    units = []
+    for index, value in enumerate(node.inputs[:2]):
+        if value is None or value.dtype != ir.DataType.UINT8:
+            reason = "its operands are not both uint8: kernels for others differ between CPUs"
+            return Reason("unproven", reason, UNPROVEN)
+        zero_point = constant(node.inputs[index + 2]) if len(node.inputs) > index + 2 else None
+        if zero_point is None or zero_point.size != 1:
+            reason = "its zero points are not one constant per operand"
+            return Reason("unproven", reason, UNPROVEN)
+        zero = int(zero_point.reshape(()))
+        units.append(Grid(1.0, -zero, 255 - zero))
+    length = _length([(node.inputs[0], -1), (node.inputs[1], -2)], max_dim)
+    products = multiply(*units)
+    assert isinstance(products, Grid)
+    if length is None:
+        return Reason("unproven", NO_LENGTH, UNPROVEN)
+    total = sum_of(products, length)
+    if total.magnitude > INT32:
+        reason = f"a sum of {length} products can reach {total.magnitude:.0f}, beyond int32"
+        return Reason("unproven", reason, UNPROVEN)
+    detail = f"integer accumulation, |acc| <= {total.magnitude:.0f} <= 2**31 - 1"
+    return Reason("integer", detail, total)
 
 
 def reach(qparams: QParams) -> int:
@@ -44,11 +78,11 @@ def reach(qparams: QParams) -> int:
     return int(np.maximum(low, high).max())
 
 
-def accumulator_bound(group: LinearGroup) -> int | None:
+def accumulator_bound(group: LinearGroup, max_dim: int) -> int | None:
     """Return the largest magnitude of the accumulator over all channels; `None` if unknown."""
     if group.node.op_type == "Mul":
         return reach(group.x.qparams) * reach(group.w.qparams)
-    sums = _weight_sums(group.node, group.w)
+    sums = _weight_sums(group.node, group.w, max_dim)
     if sums is None:
         return None
     bound = sums * reach(group.x.qparams)
@@ -57,11 +91,11 @@ def accumulator_bound(group: LinearGroup) -> int | None:
     return int(bound.max())
 
 
-def _weight_sums(node: ir.Node, w: Operand) -> NDArray[np.int64] | None:
+def _weight_sums(node: ir.Node, w: Operand, max_dim: int) -> NDArray[np.int64] | None:
     """Return `sum |w - zw|` per output channel, or once for all where w is not constant."""
     if w.array is None:
-        shape = static_shape(w.codes)
-        length = _dynamic_length(node, w.codes if shape is None else None, shape)
+        transposed = node.op_type == "Gemm" and int_attribute(node, "transB", 0)
+        length = _length([(w.codes, -1 if transposed else -2), (node.inputs[0], -1)], max_dim)
         return None if length is None else np.array([length * reach(w.qparams)])
     ndim = w.array.ndim
     if node.op_type == "Conv":
@@ -73,19 +107,14 @@ def _weight_sums(node: ir.Node, w: Operand) -> NDArray[np.int64] | None:
     return magnitude_sums(w.array, w.qparams.zero_point, w.qparams.axis, over).reshape(-1)
 
 
-def _dynamic_length(
-    node: ir.Node, codes: ir.Value | None, shape: tuple[int, ...] | None
-) -> int | None:
-    """Return how many products one output of a MatMul or Gemm sums."""
-    if shape is not None and len(shape) >= 2:
-        transposed = node.op_type == "Gemm" and int_attribute(node, "transB", 0)
-        return shape[-1] if transposed else shape[-2]
-    for value, axis in ((node.inputs[0], -1), (codes, -2)):
-        if value is not None and value.shape is not None and len(value.shape) >= 2:
-            length = value.shape[axis]
-            if isinstance(length, int):
-                return length
-    return None
+def _length(axes: Sequence[tuple[ir.Value | None, int]], max_dim: int) -> int | None:
+    """Return how long axes of equal length are at most; None where no rank is known."""
+    dims = [
+        value.shape[axis]
+        for value, axis in axes
+        if value is not None and value.shape is not None and len(value.shape) >= -axis
+    ]
+    return min((longest(dim, max_dim) for dim in dims), default=None)
 
 
 def _operands(group: LinearGroup, capabilities: Capabilities) -> str:

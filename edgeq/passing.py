@@ -17,6 +17,7 @@ from edgeq import by_name
 from edgeq.calibrate import Calibration, Samples
 from edgeq.errors import EdgeqError, PassError, RecipeError, suggest
 from edgeq.graph import remove_dead
+from edgeq.longest import MAX_DIM
 from edgeq.numerics.affine import QParams
 from edgeq.recipe import Recipe
 from edgeq.steps import Step as Step
@@ -42,6 +43,7 @@ class Context:
         input_types: Graph inputs that the user wants to feed as codes: name to qtype name.
         output_types: Graph outputs that the user wants as codes: name to qtype name.
         input_ranges: The least and the greatest value of integer inputs, by name, where given.
+        max_dim: The most that a dimension which the model leaves open can be at run time.
         seed: The only source of randomness.
         notes: What a pass wants the report to say, as (pass or subject, text).
     """
@@ -56,6 +58,7 @@ class Context:
     input_types: Mapping[str, str] = field(default_factory=dict)
     output_types: Mapping[str, str] = field(default_factory=dict)
     input_ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    max_dim: int = MAX_DIM
     seed: int = 0
     notes: list[tuple[str, str]] = field(default_factory=list)
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.certify import Certificate, certify
+from edgeq.longest import MAX_DIM
 from edgeq.targeting import Capabilities
 
 FUSED = frozenset(
@@ -47,8 +48,10 @@ def certificate(
     inputs: str = "uint8[1,8,10,10] x",
     capabilities: Capabilities = ORT,
     outputs: str = "float[?] y",
+    max_dim: int = MAX_DIM,
 ) -> Certificate:
-    return certify(model(body, {**BASE, **(constants or {})}, inputs, outputs), capabilities)
+    built = model(body, {**BASE, **(constants or {})}, inputs, outputs)
+    return certify(built, capabilities, max_dim)
 
 
 def kinds(found: Certificate) -> list[str]:

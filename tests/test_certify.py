@@ -274,8 +274,50 @@ def test_subgraphs_and_other_domains_are_not_examined() -> None:
     assert kinds(found) == ["unproven"]
 
 
-def test_unknown_lengths_have_no_bound() -> None:
+@pytest.mark.parametrize("op", ["ReduceSum", "ReduceMean"])
+def test_open_lengths_are_bounded_by_max_dim(op: str) -> None:
+    body, axes = f"{UNITS} y = {op}(xd, hw)", {"hw": np.array([2, 3])}
+    found = certificate(body, axes, "uint8[1,8,H,W] x")
+    assert kinds(found) == ["ieee", "unproven"] and "--max-dim" in found.proofs[1].detail
+    # 245 * 256 * 256 < 2**24 < 245 * 262 * 262
+    for max_dim, kind in ((256, "exact sum"), (262, "unproven")):
+        proven = certificate(body, axes, "uint8[1,8,H,W] x", max_dim=max_dim)
+        assert kinds(proven) == ["ieee", kind]
+
+
+def test_a_mean_of_open_length_is_on_no_grid() -> None:
+    """Its divisor is known at run time only: a second sum of it is not exact."""
+    body = f"{UNITS} m = ReduceMean(xd, last) y = ReduceSum(m, first)"
+    axes = {"last": np.array([3]), "first": np.array([1])}
+    assert kinds(certificate(body, axes, "uint8[1,8,2,4] x"))[1:] == ["exact sum", "exact sum"]
+    assert kinds(certificate(body, axes, "uint8[1,8,2,W] x"))[1:] == ["exact sum", "unproven"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "max_dim", "kind"),
+    [
+        ("uint8[2,K] x, uint8[K,3] w", 4096, "integer"),
+        ("uint8[2,K] x, uint8[K,3] w", 40000, "unproven"),
+        ("uint8[2,K] x, uint8[64,3] w", 40000, "integer"),
+        ("uint8[2,64] x, int8[64,3] w", 4096, "unproven"),
+    ],
+)
+@pytest.mark.parametrize("op", ["MatMul", "MatMulInteger"])
+def test_products_of_two_activations(op: str, inputs: str, max_dim: int, kind: str) -> None:
+    """|acc| <= 245 * 245 * K fits int32 up to K = 35776."""
+    zero: Arrays = {"zw": np.array(10, np.int8 if ", int8" in inputs else np.uint8)}
+    if op == "MatMul":
+        body = f"{UNITS} wd = DequantizeLinear(w, one, zw) m = MatMul(xd, wd)"
+        body += " y = QuantizeLinear(m, third, zy)"
+    else:
+        body = "y = MatMulInteger(x, w, z, zw)"
+    output = "uint8[?] y" if op == "MatMul" else "int32[?] y"
+    found = certificate(body, zero, inputs, outputs=output, max_dim=max_dim)
+    assert {p.op_type: p.kind for p in found.proofs}[op] == kind
+
+
+def test_products_need_constant_zero_points() -> None:
     found = certificate(
-        f"{UNITS} y = ReduceSum(xd, hw)", {"hw": np.array([2, 3])}, "uint8[1,8,H,W] x"
+        "y = MatMulInteger(x, w)", None, "uint8[2,8] x, uint8[8,3] w", outputs="int32[?] y"
     )
-    assert kinds(found) == ["ieee", "unproven"] and "no bound" in found.proofs[1].detail
+    assert kinds(found) == ["unproven"] and "zero points" in found.proofs[0].detail

@@ -70,6 +70,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "HardSwish": Operator(e.hard_swish),
         "Identity": Operator(layout.identity),
         "InstanceNormalization": Operator(normalization.instance_normalization),
+        "IsNaN": Operator(e.is_nan),
         "LayerNormalization": Operator(normalization.layer_normalization),
         "LeakyRelu": Operator(e.leaky_relu),
         "Less": Operator(e.less),
@@ -77,6 +78,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "Log": Operator(e.logarithm),
         "LogSoftmax": Operator(softmax.log_softmax),
         "MatMul": Operator(linear.matmul),
+        "MatMulInteger": Operator(linear.matmul_integer),
         "Max": Operator(e.maximum),
         "MaxPool": Operator(pooling.max_pool),
         "Mean": Operator(e.mean),
@@ -125,6 +127,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "ThresholdedRelu": Operator(e.thresholded_relu),
         "Tile": Operator(layout.tile),
         "Transpose": Operator(layout.transpose),
+        "Trilu": Operator(layout.trilu),
         "Unsqueeze": Operator(layout.unsqueeze),
         "Where": Operator(e.where),
     }

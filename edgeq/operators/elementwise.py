@@ -291,6 +291,11 @@ def hard_swish(x: Array) -> Array:
     return x * hard_sigmoid(x, alpha=float(np.float32(1 / 6)), beta=0.5)
 
 
+def is_nan(x: Array) -> Array:
+    """Whether `x` is no number."""
+    return np.isnan(x)
+
+
 def equal(a: Array, b: Array) -> Array:
     """`a == b`."""
     return np.equal(a, b)

@@ -121,6 +121,12 @@ def tile(x: Array, repeats: Array) -> Array:
     return np.tile(x, [int(r) for r in repeats])
 
 
+def trilu(x: Array, diagonal: Array | None = None, *, upper: int = 1) -> Array:
+    """The upper or lower triangle of the last two axes from a diagonal on, 0 elsewhere."""
+    k = 0 if diagonal is None else int(diagonal.reshape(()))
+    return np.triu(x, k) if upper else np.tril(x, k)
+
+
 def pad(
     x: Array,
     pads: Array,

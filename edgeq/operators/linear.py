@@ -106,6 +106,27 @@ def matmul(a: Array, b: Array) -> Array:
     return np.asarray(np.matmul(a, b))
 
 
+def matmul_integer(
+    a: Array, b: Array, a_zero_point: Array | None = None, b_zero_point: Array | None = None
+) -> Array:
+    """`(a - a_zero_point) @ (b - b_zero_point)`: codes in, int32 out, batched.
+
+    The zero points have one element.
+
+    Raises:
+        OverflowError: A sum may leave int32.
+    """
+    units = [_units(a, a_zero_point), _units(b, b_zero_point)]
+    reach = [max(abs(int(u.min(initial=0))), abs(int(u.max(initial=0)))) for u in units]
+    kind = linear.exact_dtype(a.shape[-1] * reach[0] * reach[1])
+    return np.matmul(*(u.astype(kind) for u in units)).astype(np.int32)
+
+
+def _units(codes: Array, zero_point: Array | None) -> Array:
+    zero = 0 if zero_point is None else int(zero_point.reshape(()))
+    return codes.astype(np.int16) - np.int16(zero)
+
+
 def batch_normalization(
     x: Array,
     scale: Array,

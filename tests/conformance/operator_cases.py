@@ -33,6 +33,14 @@ def i64(*values: int) -> Any:
     return np.array(values, np.int64)
 
 
+def octets(*shape: int) -> Any:
+    return (np.arange(np.prod(shape)) * 89 % 256).astype(np.uint8).reshape(shape)
+
+
+def u8(value: int) -> Any:
+    return np.array(value, np.uint8)
+
+
 def f32(*values: float) -> Any:
     return np.array(values, np.float32)
 
@@ -71,6 +79,12 @@ LAYOUT = [
     Case("Unsqueeze", (A, i64(0, -1)), constants=(1,)),
     Case("Expand", (reals(3, 1), i64(2, 1, 6)), constants=(1,)),
     Case("Expand", (reals(), i64(2, 3)), constants=(1,)),
+    *(
+        Case("Trilu", (A, *diagonal), {"upper": upper}, constants=(1,))
+        for diagonal in ((np.array(0),), (np.array(-2),), (np.array(3),))
+        for upper in (0, 1)
+    ),
+    Case("Trilu", (A,)),
     Case("Tile", (reals(2, 3), i64(2, 3)), constants=(1,)),
     Case("Pad", (A, i64(0, 0, 1, 2, 0, 0, 2, 1), np.array(7, np.float32)), constants=(1,)),
     Case("Pad", (A, i64(0, 0, -1, 2, 0, 0, 2, -1)), constants=(1,)),

@@ -17,7 +17,9 @@ from tests.conformance.operator_cases import (
     f32,
     i64,
     integers,
+    octets,
     reals,
+    u8,
 )
 from tests.conformance.runtime import by_edgeq, by_onnxruntime, one_node, same_bits, ulps
 
@@ -86,6 +88,9 @@ PRODUCTS = [
     Case("MatMul", (integers(2, 1, 3, 5), integers(4, 5, 6))),
     Case("MatMul", (integers(5), integers(5, 4))),
     Case("MatMul", (integers(3, 5), integers(5))),
+    Case("MatMulInteger", (octets(3, 5), octets(5, 4))),
+    Case("MatMulInteger", (octets(2, 1, 3, 5), octets(4, 5, 6), u8(7), u8(201))),
+    Case("MatMulInteger", (octets(1, 300), octets(300, 1), u8(0), u8(255))),
 ]
 ARITHMETIC = (
     [
@@ -159,6 +164,7 @@ ARITHMETIC = (
         Case("Neg", (integers(99, dtype=np.int32),)),
         Case("Abs", (integers(99, dtype=np.int32),)),
         Case("Not", (integers(9, low=0, high=2).astype(bool),)),
+        Case("IsNaN", (f32(0, np.nan, -np.inf, 1),)),
     ]
     + [
         Case(
