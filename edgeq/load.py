@@ -1,5 +1,7 @@
 """Read an ONNX file into a float32 graph of opset 21 in which every node and value has a name.
 
+Fused operators are written in plain ones, see edgeq.fused_operators.
+
 Weights in external files stay memory-mapped: they are read when something asks for them. Nothing
 in the file is trusted: sizes are checked against the bytes that are there before anything is made
 of them, and external data may only lie inside the model's own folder.
@@ -16,9 +18,11 @@ import onnx_ir as ir
 import onnx_ir.passes.common as onnx_passes
 
 from edgeq.errors import ModelError
+from edgeq.fused_operators import decompose, is_fused, set_aside
 from edgeq.graph import OPSET, value_names
 from edgeq.old_opsets import keep_old_meaning
 from edgeq.onnx_api import SMALL, check_model, convert_opset, infer_shapes
+from edgeq.refused_operators import REFUSED, why_refused
 from edgeq.tensor_check import check_tensors
 from edgeq.to_float32 import to_float32
 
@@ -74,6 +78,7 @@ def normalize(model: ir.Model, title: str) -> Loaded:
     if model.functions:
         notes.append(f"{len(model.functions)} functions inlined")
         model = onnx_passes.InlinePass()(model).model
+    set_aside(model)
     _check_operators(model, title)
     _check_graph(model, title)
     listed = [v for v in model.graph.inputs if v.is_initializer()]
@@ -85,6 +90,7 @@ def normalize(model: ir.Model, title: str) -> Loaded:
     name_all(model)
     try:
         infer_shapes(model)
+        notes += decompose(model)
     except onnx.shape_inference.InferenceError as error:
         raise ModelError(f"{title}: shapes do not fit together: {_first_line(error)}") from error
     return Loaded(model, tuple(notes))
@@ -179,12 +185,19 @@ def _read_small_tensors(model: ir.Model) -> None:
 
 def _check_operators(model: ir.Model, title: str) -> None:
     for node in _nodes(model):
-        if onnx.defs.has(node.op_type, node.domain) or is_quantized_op(node):
+        if is_fused(node):
+            if node.graph is model.graph:
+                continue
+            reason = "inside the body of another node; export it with constant control flow"
+        elif node.op_type not in REFUSED and (
+            onnx.defs.has(node.op_type, node.domain) or is_quantized_op(node)
+        ):
             continue
+        else:
+            reason = why_refused(node.op_type, node.domain)
         domain = node.domain or "ai.onnx"
         raise ModelError(
-            f"{title}: node {_name(node)} has the operator {domain}.{node.op_type}, which is not an"
-            " ONNX operator; export the model with standard operators only"
+            f"{title}: node {_name(node)} has the operator {domain}.{node.op_type}, {reason}"
         )
 
 

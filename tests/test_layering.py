@@ -23,33 +23,39 @@ LAYERS = {
     "check": "check check_*",
     "numerics": "numerics numerics.*",
     "graph": "graph onnx_api exactness dims folding linear_weights pool_counts tensor_check"
+    " writing fused_operators fused_activations fused_attention fused_attention_of_ort"
+    " fused_normalizations fused_products attention_masks attention_spelling rotary_embedding"
+    " refused_operators"
     " to_float32 old_opsets affine_nodes look_up functions roles qdq simplify elementary versions"
     " index_values index_rules"
-    " attention possible_values"
+    " attention possible_values longest logarithm_form softmax_form scores_form"
     " normalization"
     " unary_regions"
     " counts run_time_shapes symbolic_shapes",
     "recipe": "recipe",
     "operators": "operators operators.* float_sums",
-    "simulate": "simulate stimuli fidelity index_tables",
+    "simulate": "simulate stimuli fidelity trajectory index_tables",
     "in and out": "runtime npz feeds spool user_code data metrics language load export source"
     " observe"
     " histogram statistics clipping entropy weight_range weight_codes"
-    " calibrate",
+    " calibrate seen_inputs",
     "targeting": "by_name targeting",
     "passing": "passing request proofs code_plan",
     "passes!": "passes passes.* targets targets.*",
     "verify": "certify tolerance verify float_proofs fused_proofs integer_proofs"
     " rules lint float_checks fusion_checks linear_checks",
-    "bundle": "manifest golden report bundle evidence",
-    "compile": "compile compile_report compiled compare inspect measure scores opening",
+    "bundle": "manifest golden report read_report trajectory_chart bundle evidence",
+    "compile": "compile compile_report compiled compare inspect measure scores opening stimulus_feeds",
     "interface": "api",
+    "diffusion": "diffusion diffusion.*",
     "commands": "commands commands.* cli __main__",
 }
 
 # Libraries that are slow to import, or an extra: the modules that may import them.
 OWNERS = {
-    "torch": {"edgeq.export"},
+    "torch": {"edgeq.export", "edgeq.diffusion.schedulers"},
+    "diffusers": {"edgeq.diffusion.schedulers"},
+    "PIL": {"edgeq.diffusion.image_grid"},
     "onnxscript": {"edgeq.export"},
     "tvm": set(),
     "onnxruntime": {"edgeq.runtime", "edgeq.check_session", "edgeq.check_saturation"},
