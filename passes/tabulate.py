@@ -37,7 +37,7 @@ FAST_FUNCTIONS = frozenset(
         "Tanh",
     }
 )  # fmt: skip
-FEW = 5  # operations in a row, each one pass over the data, that take less than a table
+FEW = 5  # passes over the data that take less than a table: see `_cost`
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ def all_codes(qtype: QType) -> NDArray[Any]:
 def _stays_float(region: UnaryRegion, x: Operand, y: Result | None) -> bool:
     """Whether the nodes themselves have certain bits, and take less time than a table."""
     if region.is_ieee:
-        reads = sum(operand(v) is not None for node in region.nodes for v in node.inputs)
-        few = len(region.nodes) <= FEW and reads == 1 and not region.moves
-        return y is None or few
+        return y is None or (_cost(region) <= FEW and not region.moves)
     node = region.nodes[0]
     if len(region.nodes) > 1 or node.op_type not in FAST_FUNCTIONS or y is None:
         return False
@@ -84,6 +82,15 @@ def _stays_float(region: UnaryRegion, x: Operand, y: Result | None) -> bool:
     if function is None or not alike:
         return False
     return certify_unary(function, x.qparams, y.qparams).certain
+
+
+def _cost(region: UnaryRegion) -> int:
+    """Return the time that the nodes take in float: one for each, two for each further reader.
+
+    Every reader has a DequantizeLinear of its own, which writes four bytes an element.
+    """
+    reads = sum(operand(value) is not None for node in region.nodes for value in node.inputs)
+    return len(region.nodes) + 2 * (reads - 1)
 
 
 def _replace(region: UnaryRegion, x: Operand, y: Result | None, editor: Editor) -> None:

@@ -155,9 +155,11 @@ def test_where_a_function_is_not_defined_ieee_decides():
 
 @pytest.mark.torch
 def test_what_torch_exports_is_one_region_each():
-    torch = pytest.importorskip("torch", reason="pip install edgeq[torch]")
+    pytest.importorskip("torch", reason="pip install edgeq[torch]")
     pytest.importorskip("onnxscript", reason="pip install edgeq[torch]")
-    nn = torch.nn
+    import torch
+    from torch import nn
+
     functions = [
         nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.Mish(), nn.Hardswish(), nn.Hardsigmoid(),
         nn.Softplus(), nn.Softplus(beta=2, threshold=5), nn.ELU(), nn.SELU(), nn.CELU(0.7),
@@ -168,11 +170,11 @@ def test_what_torch_exports_is_one_region_each():
         lambda x: torch.log(x.abs() + 1),
     ]  # fmt: skip
 
-    class Net(nn.Module):
-        def forward(self, x):
-            return tuple(f(x[i]) for i, f in enumerate(functions))
+    def forward(self, x):
+        return tuple(f(x[i]) for i, f in enumerate(functions))
 
-    graph = export(Net(), (torch.rand(len(functions), 8),)).graph
+    net = type("Net", (nn.Module,), {"forward": forward})()
+    graph = export(net, (torch.rand(len(functions), 8),)).graph
     found = unary_regions(graph)
     assert {region.output for region in found} == set(graph.outputs)
     assert len({region.source for region in found}) == len(functions)
