@@ -1,116 +1,108 @@
-"""Write Softmax of codes as a table, an exact sum and one division.
+"""Write Softmax and LogSoftmax as a table, an exact sum and one division.
 
-before:  p = Softmax(DequantizeLinear(x_q, s, z), axis)
-after:   d = Sub(Cast(ReduceMax(x_q)), Cast(x_q))            int32, 0 .. 255
-         e = GatherElements(table, d)                        integers held in float32
-         p = Div(e, ReduceSum(e, axis))
+before:  p   = Softmax(DequantizeLinear(x_q, s, z), axis)
+after:   d   = Sub(ReduceMax(x_q), x_q)                      codes, 0 .. 255
+         e   = GatherElements(table, d)                      integers held in float32
+         p   = Div(e, ReduceSum(e, axis))
 
-with `table[k] = round(exp(-k * s) * (2**bits - 1))`, computed on the host in float64, and `bits`
-the most for which a row's sum stays below 2**24 and therefore exact in any order. Every step is an
-integer operation or a single IEEE one; z does not matter, since softmax ignores offsets.
+before:  p_q = QuantizeLinear(Softmax(x), sp, 0)             x float32
+after:   i   = QuantizeLinear(Sub(x, ReduceMax(x)), step, 255)
+         e   = GatherElements(table, i)
+         p_q = QuantizeLinear(e, Mul(ReduceSum(e), sp))      one scale per row: one rounding
+
+before:  p_q = QuantizeLinear(Softmax(Add(Mul(MatMul(q, k), c), mask)), sp, 0)
+after:   x   = Add(Cast(MatMulInteger(q_q, k_q, zq, zk)), mask)
+         ... as above, with the step divided by `sq * sk * c`
+
+Attention has no codes between its two products: what is rounded there is the distance of each score
+to the largest of its row. `edgeq.softmax_form` and `edgeq.scores_form` say why the bits hold. A row
+that a mask leaves nothing of is uniform, or 0 where the model guards itself against NaN.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from edgeq.attention import Attention, find_attentions
 from edgeq.errors import ModelError
-from edgeq.graph import Editor, int_attribute, rank, take_output
-from edgeq.look_up import look_up
+from edgeq.graph import Editor, int_attribute, remove_dead, replace_uses, take_output
 from edgeq.passing import Context, Pass
-from edgeq.qdq import Operand, operand
-
-EXACT_BITS = 24
+from edgeq.qdq import operand, result
+from edgeq.scores_form import LOWEST, ScoresWriter, coded_operands, may_be_empty, score_unit
+from edgeq.softmax_form import COARSE, FINE, LONGEST, Constants, Rows, SoftmaxWriter
 
 
 @dataclass(frozen=True)
 class ExactSoftmax(Pass):
-    """Replace each Softmax whose input is quantized."""
+    """Replace each Softmax and LogSoftmax."""
 
     def run(self, model: ir.Model, context: Context) -> int:
-        """Rewrite; return how many Softmax nodes went.
+        """Rewrite; return how many went.
 
         Raises:
-            ModelError: The row length is unknown or beyond what float32 sums exactly.
+            ModelError: A row can be longer than what float32 sums exactly.
         """
-        editor = Editor(model.graph)
+        rewriter = _Rewriter(Editor(model.graph), context.max_dim)
+        attentions = {attention.softmax: attention for attention in find_attentions(model)}
         done = 0
         for node in list(model.graph):
-            if node.op_type != "Softmax" or node.domain or context.keep_float(node):
+            if node.op_type not in ("Softmax", "LogSoftmax") or node.domain:
                 continue
-            x = operand(node.inputs[0])
-            if x is not None and x.qparams.axis is None and x.qparams.qtype.bits == 8:
-                _replace(node, x, editor)
-                done += 1
+            if context.keep_float(node):
+                continue
+            rewriter.replace(node, attentions.get(node))
+            done += 1
+        remove_dead(model.graph)
         return done
 
 
-def exponentials(scale: float, length: int) -> NDArray[np.float32]:
-    """Return `round(exp(-k * scale) * (2**bits - 1))` for k = 0 .. 255, exact in float32.
+class _Rewriter:
+    def __init__(self, editor: Editor, max_dim: int) -> None:
+        self._editor = editor
+        self._max_dim = max_dim
+        self._constants = Constants(editor)
+        self._scores = ScoresWriter(editor, self._constants)
 
-    Args:
-        scale: Step of the logits.
-        length: Elements in a row; their sum stays below 2**24.
+    def replace(self, node: ir.Node, attention: Attention | None) -> None:
+        """Write the exact form of `node` in its place."""
+        source = node.inputs[0]
+        assert source is not None
+        output = node.outputs[0] if attention is None else attention.output
+        y = result(output) if node.op_type == "Softmax" else None
+        entries = COARSE if y is not None and y.qparams.qtype.bits <= 8 else FINE
+        coded = None if attention is None else coded_operands(attention)
+        empty = attention is not None and coded is not None and may_be_empty(attention)
+        rows = Rows(int_attribute(node, "axis", -1), self._longest(node), LOWEST if empty else None)
+        write = SoftmaxWriter(self._editor, self._constants, output.name or "softmax", rows)
+        x = operand(source)
+        if attention is not None and coded is not None:
+            scores = self._scores.write(attention, *coded)
+            terms = write.of_reals(scores, score_unit(attention, *coded), entries)
+        elif x is None or x.qparams.axis is not None:
+            terms = write.of_reals(source, 1.0, entries)
+        elif x.qparams.qtype.bits <= 8:
+            terms = write.of_codes(x)
+        else:
+            terms = write.of_reals(write.units(x), float(x.qparams.scale), entries)
+        if y is not None:
+            output, found = y.codes, write.codes(terms, y)
+        elif node.op_type == "LogSoftmax":
+            found = write.log_shares(terms)
+        else:
+            found = write.shares(terms)
+        self._editor.insert_before(node, [*self._scores.made, *write.made])
+        self._scores.made.clear()
+        replace_uses(output, found)
+        found.metadata_props.update(output.metadata_props)
+        take_output(output, found)
 
-    >>> exponentials(0.1, 256)[:2]
-    array([65535., 59299.], dtype=float32)
-    """
-    peak = 2 ** (EXACT_BITS - (length - 1).bit_length()) - 1
-    terms: NDArray[np.float32] = np.rint(np.exp(-np.arange(256) * scale) * peak).astype(np.float32)
-    return terms
-
-
-def _replace(node: ir.Node, x: Operand, editor: Editor) -> None:
-    output, codes = node.outputs[0], x.codes
-    axis = int_attribute(node, "axis", -1)
-    length = _row_length(node, axis)
-    name = output.name or "softmax"
-    axes = editor.initializer(f"{name}_axis", np.array([axis], np.int64))
-    keep = {"keepdims": 1}
-    top = editor.node("ReduceMax", [codes, axes], f"{name}_max", attributes=keep, dtype=codes.dtype)
-    wide = {"to": ir.DataType.INT32.value}
-    top_int = editor.node(
-        "Cast", [top], f"{name}_max_int", attributes=wide, dtype=ir.DataType.INT32
-    )
-    code_int = editor.node(
-        "Cast", [codes], f"{name}_int", attributes=wide, dtype=ir.DataType.INT32, shape=codes.shape
-    )
-    below = editor.node(
-        "Sub", [top_int, code_int], f"{name}_below", dtype=ir.DataType.INT32, shape=codes.shape
-    )
-    table = editor.initializer(f"{name}_exp", exponentials(float(x.qparams.scale), length))
-    looked_up = look_up(editor, below, table, f"{name}_terms")
-    terms = looked_up[-1]
-    total = editor.node(
-        "ReduceSum", [terms, axes], f"{name}_sum", attributes=keep, dtype=ir.DataType.FLOAT
-    )
-    share = editor.node(
-        "Div", [terms, total], f"{name}_share", dtype=ir.DataType.FLOAT, shape=output.shape
-    )
-    editor.insert_before(node, [top, top_int, code_int, below, *looked_up, total, share])
-    for reader, index in list(output.uses()):
-        reader.replace_input_with(index, share)
-    if output.is_graph_output():
-        take_output(output, share)
-    editor.graph.remove(node, safe=True)
-
-
-def _row_length(node: ir.Node, axis: int) -> int:
-    value = node.inputs[0]
-    assert value is not None
-    dimensions = rank(value)
-    dimension = None if value.shape is None or dimensions is None else value.shape[axis]
-    if not isinstance(dimension, int):
-        raise ModelError(
-            f"node {node.name} (Softmax): the length of axis {axis} is not known;"
-            " fix this dimension of the model, or leave the node in float with"
-            f" --keep-float '{node.name}'"
-        )
-    if dimension > 2**16:
-        raise ModelError(
-            f"node {node.name} (Softmax): rows of {dimension} elements; at most {2**16} are summed"
-            " exactly"
-        )
-    return dimension
+    def _longest(self, node: ir.Node) -> int:
+        value, axis = node.inputs[0], int_attribute(node, "axis", -1)
+        length = None if value is None or value.shape is None else value.shape[axis]
+        longest = length if isinstance(length, int) else self._max_dim
+        if longest > LONGEST:
+            raise ModelError(
+                f"node {node.name} ({node.op_type}): rows of {longest} elements; at most {LONGEST}"
+                f" are summed exactly. Leave it in float with --keep-float '{node.name}'"
+            )
+        return longest

@@ -252,6 +252,8 @@ def quantized_feeds(model: ir.Model) -> dict[str, Any]:
         kind = value.dtype.numpy()
         if kind == np.float32:
             result[str(value.name)] = np.asarray(rng.integers(-600, 600, shape) / 16, kind)
+        elif kind == np.bool_:
+            result[str(value.name)] = rng.integers(0, 2, shape).astype(kind)
         else:
             limits = np.iinfo(kind)
             result[str(value.name)] = rng.integers(limits.min, limits.max + 1, shape).astype(kind)

@@ -29,6 +29,12 @@ def softmax_classifier(net: Net) -> list[str]:
     return [net("Softmax", x, axis=-1)]
 
 
+def logarithm_of_shares(net: Net) -> list[str]:
+    """LogSoftmax behind a Gemm."""
+    x = net.classify(net.conv_relu(net.input(3, 6, 6), 3, 4), 4)
+    return [net("LogSoftmax", x, axis=-1)]
+
+
 def softmax_in_the_middle(net: Net) -> list[str]:
     """Spatial attention: Softmax over channels, then over positions, multiplied and convolved."""
     x = net.conv_relu(net.input(3, 8, 8), 3, 4)

@@ -1,0 +1,258 @@
+"""Softmax as a table, an exact sum and one division: what it is written by, and why its bits hold.
+
+    d     = x - max(x)                              per row: one IEEE subtraction
+    index = saturate(round_half_even(d / step))     how far an element lies below the largest
+    e     = table[index]                            round(exp(index * step) * peak)
+    p     = e / sum(e)                              the sum is exact, in any order
+
+`peak` is the largest number of which a row of the greatest length adds up to less than 2**24, and
+the first entry of the table stands for a distance whose term rounds to 0: so do all greater ones.
+Where codes follow, each row is quantized with the scale `float32(sum(e) * scale)`: division and
+quantization are rounded once.
+
+LogSoftmax is `d - log(sum(e) / peak)`, the logarithm by square roots (`edgeq.logarithm_form`).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq.graph import Editor, rank
+from edgeq.logarithm_form import logarithm
+from edgeq.look_up import look_up
+from edgeq.qdq import Operand, Result
+
+EXACT_BITS = 24
+LONGEST = 2**16  # elements of a row: of longer ones, terms would have fewer than 8 bits
+COARSE, FINE = 256, 4096  # entries of a table: where 8-bit codes follow, and elsewhere
+COARSE_PEAK = 2**16 - 1  # the greatest term of a coarse table: more would make its steps coarser
+Attribute = int | float | str | Sequence[int]
+FLOAT, INT32, INT64, DOUBLE = (
+    ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a Softmax.
+
+    Attributes:
+        axis: The axis of the rows, as the Softmax states it.
+        longest: The most elements that a row can have.
+        lowest: What all elements of an empty row are below: its probabilities are 0. None: such a
+            row is like any other.
+    """
+
+    axis: int
+    longest: int
+    lowest: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """The terms that a Softmax adds up.
+
+    Attributes:
+        values: float32, integers.
+        highest: The term of the largest element of a row.
+        distance: How far elements lie from the largest: codes, int32 or float32.
+        unit: What a distance of 1 stands for; negative where distances count downwards.
+    """
+
+    values: ir.Value
+    highest: int
+    distance: ir.Value
+    unit: float
+
+
+def peak(longest: int) -> int:
+    """Return the largest term of which `longest` add up to less than 2**24.
+
+    >>> peak(256), peak(257)
+    (65535, 32767)
+    """
+    return int(2 ** (EXACT_BITS - (longest - 1).bit_length()) - 1)
+
+
+def exponentials(step: float, highest: int, entries: int = COARSE) -> NDArray[np.float32]:
+    """Return `round(exp(-k * step) * highest)` for k = 0, 1, ...: integers held in float32.
+
+    >>> exponentials(0.1, 65535)[:2]
+    array([65535., 59299.], dtype=float32)
+    """
+    terms = np.rint(np.exp(-np.arange(entries) * step) * highest)
+    return np.asarray(terms, np.float32)
+
+
+class Constants:
+    """Initializers that the forms of one model share: equal arrays are stored once."""
+
+    def __init__(self, editor: Editor) -> None:
+        self._editor = editor
+        self._known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+
+    def __call__(self, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
+        """Return the initializer that holds `array`; a new one is named after `name`."""
+        key = array.dtype.name, array.shape, array.tobytes()
+        if key not in self._known:
+            self._known[key] = self._editor.initializer(name, array)
+        return self._known[key]
+
+
+class SoftmaxWriter:
+    """Writes the nodes that stand for one Softmax or LogSoftmax.
+
+    Attributes:
+        made: The values made, in order; whoever uses the writer inserts their producers.
+    """
+
+    def __init__(self, editor: Editor, constants: Constants, name: str, rows: Rows) -> None:
+        self.made: list[ir.Value] = []
+        self._editor = editor
+        self._constants = constants
+        self._name = name
+        self._rows = rows
+
+    def of_codes(self, x: Operand) -> Terms:
+        """Return the terms of 8-bit codes: their distances are the indices of the table."""
+        codes = x.codes
+        top = self._reduce("ReduceMax", codes, "max")
+        if x.qparams.qtype.qmin < 0:  # a difference of int8 needs more bits
+            top, codes = self._cast(top, INT32, "max_int"), self._cast(codes, INT32, "int")
+        below = self._write("Sub", [top, codes], "below", like=codes)
+        scale, highest = float(x.qparams.scale), peak(self._rows.longest)
+        values = self._look_up(below, exponentials(scale, highest))
+        return Terms(values, highest, below, -scale)
+
+    def units(self, x: Operand) -> ir.Value:
+        """Return codes as float32; offsets do not matter to a Softmax."""
+        return self._cast(x.codes, FLOAT, "units")
+
+    def of_reals(self, x: ir.Value, unit: float, entries: int) -> Terms:
+        """Return the terms of `x * unit`, x float32, by a table of so many entries."""
+        highest = peak(self._rows.longest)
+        if entries == COARSE:
+            highest = min(highest, COARSE_PEAK)
+        step = math.log(2 * highest) / (entries - 1.5)  # the last term, and no other, rounds to 0
+        top = self._reduce("ReduceMax", x, "max")
+        if self._rows.lowest is not None:
+            lowest = self._constant("lowest", np.float32(self._rows.lowest))
+            top = self._write("Max", [top, lowest], "top", like=top)
+        below = self._write("Sub", [x, top], "below", like=x)
+        kind = np.dtype(np.uint8 if entries == COARSE else np.uint16)
+        ratio = self._constant("step", np.float32(step / unit))
+        last = self._constant("last", np.array(entries - 1, kind))
+        codes = ir.DataType.from_numpy(kind)
+        index = self._write("QuantizeLinear", [below, ratio, last], "index", codes, like=x)
+        values = self._look_up(index, exponentials(step, highest, entries)[::-1])
+        return Terms(values, highest, below, unit)
+
+    def shares(self, terms: Terms) -> ir.Value:
+        """Return each term over the sum of its row, float32."""
+        return self._write("Div", [terms.values, self._total(terms)], "share", like=terms.values)
+
+    def codes(self, terms: Terms, y: Result) -> ir.Value:
+        """Return the shares as codes.
+
+        Along the last axis each row is quantized with a scale of its own: one operation for both.
+        """
+        values, qparams = terms.values, y.qparams
+        kind = ir.DataType.from_numpy(qparams.qtype.dtype)
+        ndim = rank(values)
+        last = self._rows.axis in (-1, None if ndim is None else ndim - 1)
+        if not last or qparams.axis is not None or qparams.zero_point or qparams.qtype.qmin:
+            parameters = [v for v in y.node.inputs[1:] if v is not None]
+            inputs = [self.shares(terms), *parameters]
+            return self._write("QuantizeLinear", inputs, "codes", kind, like=values)
+        scale = self._constant("scale", qparams.scale)
+        scales = self._write("Mul", [self._total(terms), scale], "scales")
+        flat = self._write("Reshape", [scales, self._integers(-1)], "row_scales")
+        shape = self._write("Shape", [values], "shape", INT64)
+        rows = self._write("Reshape", [values, self._matrix(values, shape)], "rows")
+        # No zero point: it would need one 0 per row.
+        by_row = self._write(
+            "QuantizeLinear", [rows, flat], "row_codes", kind, axis=0, output_dtype=kind.value
+        )
+        return self._write("Reshape", [by_row, shape], "codes", like=values)
+
+    def log_shares(self, terms: Terms) -> ir.Value:
+        """Return the logarithm of each share, float32."""
+        total = self._cast(self._total(terms), DOUBLE, "total")
+        highest = self._constant("highest", np.float64(terms.highest))
+        ratio = self._write("Div", [total, highest], "ratio", like=total)
+        self.made += logarithm(self._editor, ratio, f"{self._name}_log")
+        log = self._cast(self.made[-1], FLOAT, "log")
+        distance, unit = terms.distance, self._constant("unit", np.float32(terms.unit))
+        if distance.dtype != FLOAT:
+            distance = self._cast(distance, FLOAT, "distance")
+        real = self._write("Mul", [distance, unit], "real", like=distance)
+        return self._write("Sub", [real, log], "log_share", like=distance)
+
+    def _matrix(self, values: ir.Value, shape: ir.Value) -> ir.Value:
+        """Return the shape of a matrix of the rows of `values`, whose shape is `shape`."""
+        length = None if values.shape is None else values.shape[-1]
+        if isinstance(length, int):
+            return self._integers(-1, length)
+        last = self._write("Slice", [shape, self._integers(-1), self._integers(2**31)], "length")
+        return self._write("Concat", [self._integers(-1), last], "matrix", axis=0)
+
+    def _total(self, terms: Terms) -> ir.Value:
+        total = self._reduce("ReduceSum", terms.values, "sum")
+        if self._rows.lowest is None:
+            return total
+        return self._write(
+            "Max", [total, self._constant("one", np.float32(1))], "total", like=total
+        )
+
+    def _look_up(self, index: ir.Value, table: NDArray[np.float32]) -> ir.Value:
+        entries = self._constant("exp", table)
+        self.made += look_up(self._editor, index, entries, f"{self._name}_terms")
+        return self.made[-1]
+
+    def _reduce(self, op_type: str, x: ir.Value, name: str) -> ir.Value:
+        axes = self._integers(self._rows.axis)
+        value = self._write(op_type, [x, axes], name, keepdims=1)
+        if x.shape is not None:
+            sizes = list(x.shape)
+            sizes[self._rows.axis] = 1
+            value.shape = ir.Shape(sizes)
+        return value
+
+    def _cast(self, x: ir.Value, to: ir.DataType, name: str) -> ir.Value:
+        return self._write("Cast", [x], name, to, like=x, to=to.value)
+
+    def _integers(self, *numbers: int) -> ir.Value:
+        return self._constant("integers", np.array(numbers, np.int64))
+
+    def _constant(self, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
+        return self._constants(f"{self._name}_{name}", array)
+
+    def _write(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        name: str,
+        dtype: ir.DataType | None = None,
+        *,
+        like: ir.Value | None = None,
+        **attributes: Attribute,
+    ) -> ir.Value:
+        """Write a node of one output, of the dtype of its first input unless given.
+
+        Its shape is that of `like`; not known without.
+        """
+        value = self._editor.node(
+            op_type,
+            inputs,
+            f"{self._name}_{name}",
+            attributes=dict(attributes),
+            dtype=dtype or inputs[0].dtype,
+            shape=None if like is None else like.shape,
+        )
+        self.made.append(value)
+        return value
