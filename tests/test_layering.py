@@ -30,7 +30,7 @@ LAYERS = {
     " index_values index_rules"
     " attention possible_values longest logarithm_form softmax_form scores_form"
     " normalization"
-    " unary_regions"
+    " elementwise_nodes unary_regions"
     " counts run_time_shapes symbolic_shapes",
     "recipe": "recipe",
     "operators": "operators operators.* float_sums",
