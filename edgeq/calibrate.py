@@ -7,7 +7,7 @@ tapped at once is bounded too.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,7 @@ from edgeq.data import Samples as Samples
 from edgeq.errors import DataError, ModelError
 from edgeq.graph import Editor, clone, producer, remove_dead
 from edgeq.runtime import Session, make_session, run
+from edgeq.seen_inputs import InputObserver, SeenInputs
 from edgeq.statistics import Observer, Statistics
 
 Array = NDArray[Any]
@@ -41,11 +42,13 @@ class Calibration:
         statistics: By value name.
         samples: How many samples there were.
         digest: sha256 over the samples: names, dtypes, shapes and bytes, in order.
+        inputs: What they showed of the inputs themselves.
     """
 
     statistics: Mapping[str, Statistics]
     samples: int
     digest: str
+    inputs: SeenInputs = field(default_factory=SeenInputs)
 
 
 def calibrate(
@@ -77,7 +80,7 @@ def calibrate(
     observers = {name: Observer() for name in values}
     groups = _groups(model, made, first) or [[]]
     report = _Progress(progress, samples, len(groups))
-    digest = hashlib.sha256()
+    digest, seen = hashlib.sha256(), InputObserver(model)
     counts = []
     for number, group in enumerate(groups):
         session = tapped_session(model, group) if group else None
@@ -88,6 +91,7 @@ def calibrate(
             if number == 0:
                 for feed in feeds:
                     _update(digest, feed)
+                    seen.add(feed)
                 found |= {name: real[name] for name in inputs}
             _observe(observers, found, done, len(feeds))
             done += len(feeds)
@@ -99,7 +103,8 @@ def calibrate(
             " same ones each time it is iterated"
         )
     results = {name: observer.result() for name, observer in observers.items()}
-    return Calibration(MappingProxyType(results), counts[0], digest.hexdigest())
+    statistics = MappingProxyType(results)
+    return Calibration(statistics, counts[0], digest.hexdigest(), seen.result())
 
 
 def tapped_session(model: ir.Model, names: Sequence[str]) -> Session:

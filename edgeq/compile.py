@@ -5,7 +5,7 @@ load -> prepare (float passes) -> calibrate -> quantize (passes) -> certify -> v
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,8 @@ from edgeq.calibrate import calibrate
 from edgeq.certify import Certificate, certify
 from edgeq.compile_report import build_manifest, build_report
 from edgeq.compiled import Checked, Compiled
-from edgeq.data import Samples, input_specs, open_samples
-from edgeq.errors import DataError, ModelError, RecipeError, VerificationError, suggest
+from edgeq.data import input_specs, open_samples
+from edgeq.errors import ModelError, RecipeError, VerificationError, suggest
 from edgeq.evidence import write_evidence
 from edgeq.graph import OPSET, clone, release_mapped
 from edgeq.measure import Device, Sweep
@@ -29,7 +29,8 @@ from edgeq.request import CompileOutcome, CompileRequest, Progress, silent
 from edgeq.roles import is_activation
 from edgeq.scores import check_evaluation, check_metric, evaluation_digest, score
 from edgeq.source import Source, read_source
-from edgeq.stimuli import StimulusInput, stimuli
+from edgeq.stimuli import stimuli
+from edgeq.stimulus_feeds import feeds_of_other_sizes, stimulus_inputs
 from edgeq.targeting import Artifact, Target, find_target
 from edgeq.tolerance import tolerances
 from edgeq.verify import Verdict
@@ -109,6 +110,7 @@ def _prepare(
         input_types={k: v for k, v in request.input_types.items() if v != "float32"},
         output_types={k: v for k, v in request.output_types.items() if v != "float32"},
         input_ranges=request.input_ranges,
+        max_dim=request.max_dim,
         seed=request.seed,
     )
     with stages("prepare"):
@@ -198,7 +200,7 @@ def _quantize(
         model.opset_imports.setdefault("", OPSET)
     release_mapped(reference)
     with stages("certify"):
-        certificate = certify(model, target.capabilities)
+        certificate = certify(model, target.capabilities, context.max_dim)
         _check_allowed(request, certificate)
         artifact = target.lower(model)
         _refuse_unproven(request, certificate, artifact)
@@ -295,11 +297,21 @@ def _verify(
     )
     del float_runner  # it holds weights of its own
     checks.append(Checked("calibration samples", count, verdict))
-    feeds = list(stimuli(_stimulus_inputs(context, samples), seed=request.seed))
+    inputs = stimulus_inputs(context)
+    feeds = list(stimuli(inputs, seed=request.seed))
     verdict, count = sweep.verify(
         feeds, None, stages.progress, "verify on tie-hunting inputs", len(feeds)
     )
     checks.append(Checked("tie-hunting inputs", count, verdict))
+    float_runner = target.load(context.reference, threads=2)
+    others = list(feeds_of_other_sizes(inputs, context, float_runner))
+    del float_runner
+    if others:
+        feeds = [feed for _, found in others for feed in found]
+        verdict, count = sweep.verify(
+            feeds, None, stages.progress, "verify on other sizes", len(feeds)
+        )
+        checks.append(Checked(f"inputs of other sizes ({_sizes(others)})", count, verdict))
     for check in checks:
         if not check.verdict.same:
             reason = (
@@ -310,19 +322,14 @@ def _verify(
     return tuple(checks)
 
 
-def _stimulus_inputs(context: Context, samples: Samples) -> list[StimulusInput]:
-    assert context.calibration is not None
-    first = next(iter(samples), None)
-    if first is None:
-        raise DataError("the calibration set is empty")
-    inputs = []
-    for name, array in first.items():
-        known = context.calibration.statistics.get(name)
-        low, high = (0.0, 1.0) if known is None else (known.low, known.high)
-        inputs.append(
-            StimulusInput(name, array.dtype, array.shape, context.qparams.get(name), low, high)
-        )
-    return inputs
+def _sizes(others: Iterable[tuple[Mapping[str, int], object]]) -> str:
+    """Return what each symbol was: `batch 3, 2; length 17, 3`."""
+    found: dict[str, list[str]] = {}
+    for sizes, _ in others:
+        for symbol, size in sizes.items():
+            found.setdefault(symbol, []).append(str(size))
+    texts = (f"{symbol} {', '.join(dict.fromkeys(sizes))}" for symbol, sizes in found.items())
+    return "; ".join(texts)
 
 
 def _write(

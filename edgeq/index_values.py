@@ -16,7 +16,8 @@ from types import MappingProxyType
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.graph import constant
+from edgeq.errors import ModelError
+from edgeq.graph import constant, int_attribute
 from edgeq.index_rules import RULES, Axes
 from edgeq.roles import FUNCTIONS, LINEAR
 
@@ -139,6 +140,52 @@ def _has_known_rows(value: ir.Value, axes: Axes) -> bool:
     if value.shape is None:
         return False
     return all(isinstance(size, int) or axis in axes for axis, size in enumerate(value.shape))
+
+
+def known_spans(graph: ir.Graph, found: Found) -> dict[ir.Value, Span]:
+    """Return the range of each input where it is known: as given, or the rows that it selects.
+
+    Args:
+        graph: The graph that `found` is of.
+        found: What `index_values` returned.
+
+    Raises:
+        ModelError: A range that was given leaves the rows.
+    """
+    spans = {about.index.source: about.index.span for about in found.values()}
+    for node in graph:
+        table = constant(node.inputs[0]) if node.op_type == "Gather" and not node.domain else None
+        place = None if table is None else _shifted(node.inputs[1], found)
+        if table is None or place is None:
+            continue
+        index, shift = place
+        count = table.shape[int_attribute(node, "axis", 0)]
+        low, high = -shift, count - 1 - shift
+        if index.span is not None and not low - count <= index.span[0] <= index.span[1] <= high:
+            raise ModelError(
+                f"--input-range {index.source.name}={index.span[0]}:{index.span[1]}: node"
+                f" {node.name!r} selects from {count} rows by it; give a range within {low}:{high}"
+            )
+        known = spans[index.source] or (low, high)
+        if index.span is None:
+            spans[index.source] = max(known[0], low), min(known[1], high)
+    return {source: span for source, span in spans.items() if span is not None}
+
+
+def _shifted(value: ir.Value | None, found: Found) -> tuple[Index, int] | None:
+    """Return the index whose elements `value` holds, and the number that was added to them."""
+    if value is None or value not in found:
+        return None
+    if found[value].copied:
+        return found[value].index, 0
+    node = value.producer()
+    if node is None or node.op_type not in ("Add", "Sub"):
+        return None
+    number, place = constant(node.inputs[1]), _shifted(node.inputs[0], found)
+    if number is None or number.size != 1 or place is None:
+        return None
+    step = int(number.reshape(()))
+    return place[0], place[1] + (step if node.op_type == "Add" else -step)
 
 
 def _copies(node: ir.Node, operands: Mapping[ir.Value, IndexValue]) -> bool:

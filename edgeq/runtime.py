@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.errors import ModelError
+from edgeq.errors import DataError, ModelError
 from edgeq.graph import clone, to_bytes
 
 # Its wheels for Linux keep a device id and report usage, unless this is set before the import.
@@ -27,6 +27,7 @@ Session: TypeAlias = ort.InferenceSession
 
 PROVIDERS = ("CPUExecutionProvider",)
 ERROR = 3  # ONNX Runtime's severity: warnings, that of a written optimized model too, are less
+FATAL = 4
 SHARED = 2**20  # bytes; larger weights are not serialized for a session
 _SHARED_TYPES = (ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32)
 _FOLDER = "session.model_external_initializers_file_folder_path"
@@ -90,9 +91,20 @@ def make_session(
 
 
 def run(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Return every output by name, each an array of its own."""
+    """Return every output by name, each an array of its own.
+
+    Raises:
+        DataError: ONNX Runtime cannot run the model on `feeds`: an index that selects from no row,
+            sizes that do not fit together.
+    """
     names = [str(output.name) for output in session.get_outputs()]
-    found = session.run(names, dict(feeds))
+    options = ort.RunOptions()
+    options.log_severity_level = FATAL  # errors are raised; that is enough
+    try:
+        found = session.run(names, dict(feeds), options)
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise DataError(f"ONNX Runtime cannot run the model on {sizes}: {error}") from error
     return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
 
 

@@ -6,8 +6,8 @@ codes, pile up at both ends, and stand one ulp to either side of the input's own
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ KINDS = (
     "equal",
     "zeros",
 )
+_BATCHES = (3, 2, 5)
+_LENGTHS = (17, 3, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,7 @@ class StimulusInput:
             not quantized (token ids, a float input that stays float).
         low: Smallest value seen, for an input without `qparams`.
         high: Largest value seen, for an input without `qparams`.
+        symbols: Of each axis: the name of a dimension that the model leaves open; else None.
     """
 
     name: str
@@ -51,6 +54,7 @@ class StimulusInput:
     qparams: QParams | None = None
     low: float = -1.0
     high: float = 1.0
+    symbols: tuple[str | None, ...] = ()
 
 
 def stimuli(
@@ -82,72 +86,134 @@ def stimuli(
             }
 
 
+def other_sizes(
+    inputs: Sequence[StimulusInput], largest: Mapping[str, int] | None = None
+) -> Iterator[dict[str, int]]:
+    """Yield further sizes for the dimensions that the model leaves open, by symbol.
+
+    The first axes count samples: 3, 2, 5. Others are lengths: half of what was seen, then 17, 3 and
+    2, none above what was seen, as a table of positions may end there. All change at once, and the
+    model need not take what is yielded: an image may have to be a multiple of 8.
+
+    Args:
+        inputs: The graph's inputs.
+        largest: The largest size seen of each symbol; those of `inputs` where there is none.
+    """
+    now = {
+        symbol: size
+        for item in inputs
+        for symbol, size in zip(item.symbols, item.shape, strict=bool(item.symbols))
+        if symbol is not None
+    }
+    first = {item.symbols[0] for item in inputs if item.symbols}
+    candidates: dict[str, list[int]] = {}
+    for symbol, size in now.items():
+        longest = max(size, (largest or {}).get(symbol, 0))
+        lengths = [n for n in (longest // 2, *_LENGTHS) if 0 < n <= longest]
+        wanted = dict.fromkeys(_BATCHES if symbol in first else lengths)
+        candidates[symbol] = [n for n in wanted if n != size] or [size]
+    # Where there are only samples to count, one other number of them will do.
+    turns = [len(found) for symbol, found in candidates.items() if symbol not in first]
+    seen = [now]
+    for turn in range(max(turns, default=1)):
+        sizes = {symbol: found[turn % len(found)] for symbol, found in candidates.items()}
+        if sizes not in seen:
+            seen.append(sizes)
+            yield sizes
+
+
+def resized(item: StimulusInput, sizes: Mapping[str, int]) -> StimulusInput:
+    """Return `item` with other sizes of its open dimensions."""
+    symbols = (*item.symbols, *(None,) * (len(item.shape) - len(item.symbols)))
+    shape = tuple(
+        size if symbol is None else sizes.get(symbol, size)
+        for symbol, size in zip(symbols, item.shape, strict=True)
+    )
+    return replace(item, shape=shape)
+
+
 def stimulus(kind: str, item: StimulusInput, seed: int = 0, number: int = 0) -> NDArray[Any]:
     """Return one input of the given kind, with `item`'s dtype and shape."""
     # crc32, not hash(): the latter changes with every process.
     generator = np.random.default_rng([seed, number, zlib.crc32(f"{kind}:{item.name}".encode())])
-    if item.qparams is None:
-        return _unquantized(kind, item, generator)
-    qparams = item.qparams
     if item.dtype.kind in "iu":
-        codes = _CODES[kind](item.shape, qparams, generator, number)
-        return codes.astype(item.dtype)
+        return _CODES[kind](item.shape, _limits(item), generator, number).astype(item.dtype)
+    qparams = item.qparams
+    if qparams is None:
+        return _unquantized(kind, item, generator)
     if kind == "ties":
         return _near_ties(item.shape, qparams, generator).astype(item.dtype)
     if kind == "outside":
         return _outside(item.shape, qparams, generator).astype(item.dtype)
-    codes = _CODES[kind](item.shape, qparams, generator, number)
+    codes = _CODES[kind](item.shape, _limits(item), generator, number)
     return qparams.dequantize(codes).astype(item.dtype)
+
+
+def _limits(item: StimulusInput) -> "_Limits":
+    """Return the codes of an input, or the integers that it was seen to take."""
+    if item.qparams is None:
+        low, high = int(item.low), int(item.high)
+        return _Limits(low, high, min(max(0, low), high))
+    qtype = item.qparams.qtype
+    return _Limits(qtype.qmin, qtype.qmax, int(item.qparams.zero_point.reshape(-1)[0]))
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """The integers that may be fed, and the one that stands for zero."""
+
+    low: int
+    high: int
+    zero: int
 
 
 Shape = tuple[int, ...]
 Codes = NDArray[np.int64]
 
 
-def _random(shape: Shape, q: QParams, generator: np.random.Generator, number: int) -> Codes:
-    return generator.integers(q.qtype.qmin, q.qtype.qmax, shape, endpoint=True)
+def _random(shape: Shape, to: _Limits, generator: np.random.Generator, number: int) -> Codes:
+    return generator.integers(to.low, to.high, shape, endpoint=True)
 
 
-def _zeros(shape: Shape, q: QParams, generator: np.random.Generator, number: int) -> Codes:
-    return _random(shape, q, generator, number) * 0 + int(q.zero_point.reshape(-1)[0])
+def _zeros(shape: Shape, to: _Limits, generator: np.random.Generator, number: int) -> Codes:
+    return _random(shape, to, generator, number) * 0 + to.zero
 
 
-def _low(shape: Shape, q: QParams, generator: np.random.Generator, number: int) -> Codes:
-    return np.full(shape, q.qtype.qmin + number, np.int64)
+def _low(shape: Shape, to: _Limits, generator: np.random.Generator, number: int) -> Codes:
+    return np.full(shape, min(to.low + number, to.high), np.int64)
 
 
-def _high(shape: Shape, q: QParams, generator: np.random.Generator, number: int) -> Codes:
-    return np.full(shape, q.qtype.qmax - number, np.int64)
+def _high(shape: Shape, to: _Limits, generator: np.random.Generator, number: int) -> Codes:
+    return np.full(shape, max(to.high - number, to.low), np.int64)
 
 
-def _checkerboard(shape: Shape, q: QParams, generator: np.random.Generator, number: int) -> Codes:
+def _checkerboard(shape: Shape, to: _Limits, generator: np.random.Generator, number: int) -> Codes:
     parity = (np.indices(shape).sum(axis=0) + number) % 2
-    return np.where(parity == 0, q.qtype.qmin, q.qtype.qmax).astype(np.int64)
+    return np.where(parity == 0, to.low, to.high).astype(np.int64)
 
 
-def _equal(shape: Shape, q: QParams, generator: np.random.Generator, number: int) -> Codes:
-    code = generator.integers(q.qtype.qmin, q.qtype.qmax, endpoint=True)
-    return np.full(shape, code, np.int64)
+def _equal(shape: Shape, to: _Limits, generator: np.random.Generator, number: int) -> Codes:
+    return np.full(shape, generator.integers(to.low, to.high, endpoint=True), np.int64)
 
 
-def _ramp(shape: Shape, q: QParams, generator: np.random.Generator, number: int) -> Codes:
-    span = q.qtype.qmax - q.qtype.qmin + 1
+def _ramp(shape: Shape, to: _Limits, generator: np.random.Generator, number: int) -> Codes:
+    span = to.high - to.low + 1
     size = int(np.prod(shape))
     # A stride coprime to the 256 codes, so that later rounds walk them in another order.
-    return ((np.arange(size) * (2 * number + 1)) % span + q.qtype.qmin).reshape(shape)
+    return ((np.arange(size) * (2 * number + 1)) % span + to.low).reshape(shape)
 
 
-def _sparse(shape: Shape, q: QParams, generator: np.random.Generator, number: int) -> Codes:
+def _sparse(shape: Shape, to: _Limits, generator: np.random.Generator, number: int) -> Codes:
     """Return zeros with a few extreme codes: small accumulators, where ties are dense."""
-    codes = _zeros(shape, q, generator, number)
+    codes = _zeros(shape, to, generator, number)
     extreme = generator.random(shape)
     step = generator.integers(-2, 2, shape, endpoint=True)
-    codes = np.asarray(np.clip(codes + step, q.qtype.qmin, q.qtype.qmax), np.int64)
-    codes[extreme < 0.02], codes[extreme > 0.98] = q.qtype.qmin, q.qtype.qmax
+    codes = np.asarray(np.clip(codes + step, to.low, to.high), np.int64)
+    codes[extreme < 0.02], codes[extreme > 0.98] = to.low, to.high
     return codes
 
 
-_CODES: dict[str, Callable[[Shape, QParams, np.random.Generator, int], Codes]] = {
+_CODES: dict[str, Callable[[Shape, _Limits, np.random.Generator, int], Codes]] = {
     "random": _random,
     "zeros": _zeros,
     "low": _low,
@@ -156,7 +222,7 @@ _CODES: dict[str, Callable[[Shape, QParams, np.random.Generator, int], Codes]] =
     "equal": _equal,
     "ramp": _ramp,
     "sparse": _sparse,
-    # Fed as codes, an input has neither ties nor an outside.
+    # Integers have neither ties nor an outside.
     "ties": _random,
     "outside": _random,
 }
@@ -195,6 +261,4 @@ def _unquantized(kind: str, item: StimulusInput, generator: np.random.Generator)
     if kind in ("low", "high", "zeros"):
         value = {"low": low, "high": high, "zeros": min(max(0.0, low), high)}[kind]
         return np.full(item.shape, value).astype(item.dtype)
-    if item.dtype.kind in "iu":
-        return generator.integers(int(low), int(high), item.shape, endpoint=True).astype(item.dtype)
     return generator.uniform(low, high, item.shape).astype(item.dtype)

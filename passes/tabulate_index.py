@@ -25,9 +25,7 @@ from edgeq.errors import ModelError
 from edgeq.graph import (
     MESSAGE_LIMIT,
     Editor,
-    constant,
     consumers,
-    int_attribute,
     producer,
     remove_dead,
     replace_uses,
@@ -35,7 +33,15 @@ from edgeq.graph import (
     weight_bytes,
 )
 from edgeq.index_tables import compute_tables, table_bytes
-from edgeq.index_values import REARRANGING, Found, Index, IndexValue, Span, index_values
+from edgeq.index_values import (
+    REARRANGING,
+    Found,
+    Index,
+    IndexValue,
+    Span,
+    index_values,
+    known_spans,
+)
 from edgeq.passing import Context, Pass
 
 _INDICES = (ir.DataType.INT32, ir.DataType.INT64)  # what Gather takes
@@ -54,7 +60,7 @@ class TabulateIndex(Pass):
         """
         graph = model.graph
         found = index_values(graph, context.input_ranges)
-        spans = _spans(graph, found)
+        spans = known_spans(graph, found)
         wanted = _wanted(graph, found)
         editor = Editor(graph)
         for index in dict.fromkeys(found[value].index for value in wanted):
@@ -97,32 +103,6 @@ def _wanted(graph: ir.Graph, found: Found) -> list[ir.Value]:
 
 
 # -- ranges ----------------------------------------------------------------------------------------
-
-
-def _spans(graph: ir.Graph, found: Found) -> dict[ir.Value, Span]:
-    """Return the range of each input where it is known: as given, or the rows of an embedding.
-
-    Raises:
-        ModelError: A range that was given leaves an embedding.
-    """
-    spans = {about.index.source: about.index.span for about in found.values()}
-    for node in graph:
-        table = constant(node.inputs[0]) if node.op_type == "Gather" and not node.domain else None
-        about = found.get(node.inputs[1]) if table is not None and node.inputs[1] else None
-        if table is None or about is None or not about.copied:
-            continue
-        count = table.shape[int_attribute(node, "axis", 0)]
-        source, given = about.index.source, about.index.span
-        if given is not None and not -count <= given[0] <= given[1] < count:
-            raise ModelError(
-                f"--input-range {source.name}={given[0]}:{given[1]}: it selects from the {count}"
-                f" rows of {node.inputs[0].name if node.inputs[0] else ''!r} (node {node.name!r});"
-                f" give a range within 0:{count - 1}"
-            )
-        known = spans[source]
-        if given is None and (known is None or count - 1 < known[1]):
-            spans[source] = (0, count - 1)
-    return {source: span for source, span in spans.items() if span is not None}
 
 
 def _unknown_range(about: IndexValue) -> ModelError:

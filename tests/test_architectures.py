@@ -128,12 +128,10 @@ def test_architecture(name: str, recipe: str, tmp_path: Path) -> None:
         left = {remnant["op_type"] for remnant in report["remnants"]}
         assert left & {"BatchNormalization", "Mul", "Add"} == set()
 
-    for verdict in json.loads((bundle.path / "report.json").read_text())["verdicts"]:
-        assert verdict["mismatches"] == 0 and verdict["compared"] > 100
-        assert (
-            verdict["count"]
-            == {"calibration samples": 8, "tie-hunting inputs": 20}[verdict["feeds"]]
-        )
+    verdicts = json.loads((bundle.path / "report.json").read_text())["verdicts"]
+    assert all(v["mismatches"] == 0 and v["compared"] > 100 for v in verdicts)
+    assert [v["count"] for v in verdicts[:2]] == [8, 20]
+    assert verdicts[2]["feeds"].startswith("inputs of other sizes (") and verdicts[2]["count"] >= 2
 
     (feed,) = net.feeds(1, batch=3, seed=7)
     expected, found = run_float(model, feed), run(bundle, feed)

@@ -213,7 +213,7 @@ def labels() -> ir.Model:
 
 @pytest.mark.parametrize("span", [(0, 3), (-4, 2)])
 def test_a_range_that_leaves_an_embedding_is_refused(span):
-    with pytest.raises(ModelError, match=r"3 rows of 'rows'.*0:2"):
+    with pytest.raises(ModelError, match=r"selects from 3 rows by it.*0:2"):
         tabulated(labels(), label=span)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgeq.errors import DataError, VerificationError
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import INT8, UINT8
-from edgeq.stimuli import KINDS, StimulusInput, stimuli, stimulus
+from edgeq.stimuli import KINDS, StimulusInput, other_sizes, resized, stimuli, stimulus
 from edgeq.verify import Comparison, compare, verify
 
 
@@ -196,6 +196,68 @@ def test_inputs_that_are_not_quantized_stay_within_what_was_seen(kind, dtype):
     item = StimulusInput("ids", np.dtype(dtype), (4, 9), None, 0.0, 1.0)
     array = stimulus(kind, item)
     assert array.dtype == dtype and array.min() >= 0 and array.max() <= 1
+
+
+def test_integers_are_walked_from_end_to_end():
+    item = StimulusInput("ids", np.dtype(np.int64), (4, 40), None, 3, 41)
+    assert np.unique(stimulus("ramp", item)).tolist() == list(range(3, 42))
+    assert np.unique(stimulus("checkerboard", item)).tolist() == [3, 41]
+    assert np.unique(stimulus("low", item, number=1)).tolist() == [4]
+    assert np.unique(stimulus("high", item)).tolist() == [41]
+    assert np.unique(stimulus("zeros", item)).tolist() == [3]
+    assert len(np.unique(stimulus("random", item))) > 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_input_may_have_no_axis(kind):
+    item = StimulusInput("t", np.dtype(np.int64), (), None, 5, 9)
+    found = [stimulus(kind, item, number=number) for number in range(3)]
+    assert all(a.shape == () and a.dtype == np.int64 and 5 <= a <= 9 for a in found)
+
+
+def sized(name, shape, symbols):
+    return StimulusInput(name, np.dtype(np.int64), shape, None, 0, 9, symbols)
+
+
+SIZES = [
+    # what the inputs are, the largest sizes seen, the sizes that are tried
+    ("nothing open", [sized("a", (1, 4), (None, None))], {}, []),
+    ("samples", [sized("a", (1, 4), ("n", None))], {}, [{"n": 3}]),
+    ("three samples", [sized("a", (3, 4), ("n", None))], {}, [{"n": 2}]),
+    (
+        "text",
+        [sized("a", (1, 64), ("n", "l")), sized("b", (1, 64), ("n", "l"))],
+        {"n": 1, "l": 64},
+        [{"n": 3, "l": 32}, {"n": 2, "l": 17}, {"n": 5, "l": 3}, {"n": 3, "l": 2}],
+    ),
+    (
+        "longer samples were seen",
+        [sized("a", (1, 8), ("n", "l"))],
+        {"l": 20},
+        [{"n": 3, "l": 10}, {"n": 2, "l": 17}, {"n": 5, "l": 3}, {"n": 3, "l": 2}],
+    ),
+    ("short", [sized("a", (1, 2), ("n", "l"))], {}, [{"n": 3, "l": 1}]),
+    ("one element", [sized("a", (1, 1), ("n", "l"))], {}, [{"n": 3, "l": 1}]),
+    (
+        "two lengths",
+        [sized("a", (1, 6, 40), (None, "k", "l"))],
+        {},
+        [{"k": 3, "l": 20}, {"k": 2, "l": 17}, {"k": 3, "l": 3}, {"k": 2, "l": 2}],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("inputs", "seen", "tried"), [r[1:] for r in SIZES], ids=[r[0] for r in SIZES]
+)
+def test_other_sizes(inputs, seen, tried):
+    assert list(other_sizes(inputs, seen)) == tried
+
+
+def test_an_input_takes_other_sizes():
+    item = sized("a", (1, 6, 40), ("n", None, "l"))
+    assert resized(item, {"n": 3, "l": 17, "k": 9}).shape == (3, 6, 17)
+    assert resized(StimulusInput("b", np.dtype(np.int64), (2, 2)), {"n": 3}).shape == (2, 2)
 
 
 @pytest.mark.parametrize("inputs", [[], [StimulusInput("x", np.dtype(np.uint8), (2, 0), QPARAMS)]])
