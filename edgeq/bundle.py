@@ -27,8 +27,10 @@ from edgeq.golden import GoldenVectors
 from edgeq.manifest import Manifest, VersionRange, load_manifest
 from edgeq.numerics.affine import dequantize, quantize
 from edgeq.numerics.qtype import QTYPES
+from edgeq.read_report import read_report
 from edgeq.report import Report, render_html, render_json
 from edgeq.targeting import Artifact
+from edgeq.trajectory import TrajectoryComparison
 
 # In the order in which the bundle's check.py holds them: a file after those that it imports.
 CHECK_SOURCES = (
@@ -173,8 +175,7 @@ def write_bundle(
         **artifact.files,
         **golden.files(),
         "check.py": standalone_check(),
-        "report.html": render_html(report).encode(),
-        "report.json": render_json(report).encode(),
+        **_report_files(report),
     }
     manifest = dataclasses.replace(
         manifest,
@@ -187,6 +188,39 @@ def write_bundle(
     )
     write_folder(path, {**contents, "manifest.json": manifest.to_text().encode()}, force=force)
     return open_bundle(path)
+
+
+def replace_report(bundle: Bundle, *, trajectory: TrajectoryComparison) -> Bundle:
+    """Write the report of a bundle anew, with a trajectory; return the bundle as it is then.
+
+    Raises:
+        BundleError: The report cannot be read, or the folder not be written.
+    """
+    path = bundle.path
+    report = dataclasses.replace(read_report(path / "report.json"), trajectory=trajectory)
+    contents = _report_files(report)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    manifest = dataclasses.replace(bundle.manifest, files={**bundle.manifest.files, **digests})
+    contents["manifest.json"] = manifest.to_text().encode()
+    partial = {name: path / f".{name}.partial-{os.getpid()}" for name in contents}
+    try:
+        for name, data in contents.items():  # all of them first: what can fail, fails here
+            partial[name].write_bytes(data)
+        for name in contents:
+            partial[name].replace(path / name)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        for file in partial.values():
+            file.unlink(missing_ok=True)
+    return open_bundle(path)
+
+
+def _report_files(report: Report) -> dict[str, bytes]:
+    return {
+        "report.html": render_html(report).encode(),
+        "report.json": render_json(report).encode(),
+    }
 
 
 def write_folder(path: Path, contents: Mapping[str, bytes], *, force: bool) -> None:

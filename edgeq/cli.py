@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import edgeq
-from edgeq.commands import check, compile, inspect, models, names
+from edgeq.commands import check, compile, inspect, models, names, trajectories
 from edgeq.errors import EdgeqError
 
 
@@ -113,6 +113,7 @@ app.command("simulate")(models.simulate)
 app.command("compare")(models.compare)
 app.command("inspect")(inspect.command)
 app.command("lint")(models.lint)
+app.add_typer(trajectories.app, name="trajectories")
 app.command("targets")(names.targets)
 app.command("recipes")(names.recipes)
 app.command("passes")(names.passes)

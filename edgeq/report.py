@@ -12,6 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from edgeq.fidelity import Fidelity
+from edgeq.trajectory import TrajectoryComparison
+from edgeq.trajectory_chart import draw_chart
 
 SCHEMA_VERSION = 1
 
@@ -94,6 +96,8 @@ class Report:
         notes: What was done on loading, and what else the user should know: (subject, text).
         remnants: What stays float32.
         versions: Of edgeq and the packages that the bits depend on.
+        trajectory: For a diffusion model: images drawn with it and the float model, where the user
+            had that done.
     """
 
     model: str
@@ -113,6 +117,7 @@ class Report:
     notes: tuple[tuple[str, str], ...] = ()
     remnants: tuple[FloatRow, ...] = ()
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    trajectory: TrajectoryComparison | None = None
 
     @property
     def compared(self) -> int:
@@ -166,6 +171,7 @@ def render_html(report: Report) -> str:
         layers=worst_first(report.layers),
         kinds=_kinds(report),
         kernels=sorted(report.kernels.items(), key=lambda item: (-item[1], item[0])),
+        chart=None if report.trajectory is None else draw_chart(report.trajectory),
     )
 
 

@@ -36,8 +36,13 @@ def test_tables_are_complete(page, heading, names):
 
 def test_commands_are_complete():
     section = (ROOT / "README.md").read_text().split("\n## Commands\n", 1)[1].split("\n#", 1)[0]
-    listed = re.findall(r"`edgeq ([a-z]+)", section.split("`--json`")[0])
-    assert sorted(listed) == sorted(str(command.name) for command in app.registered_commands)
+    listed = re.findall(r"`edgeq ([a-z]+(?: [a-z]+)?)", section.split("`--json`")[0])
+    known = [str(command.name) for command in app.registered_commands]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        inner = group.typer_instance.registered_commands
+        known += [f"{group.name} {command.name}" for command in inner]
+    assert sorted(listed) == sorted(known)
 
 
 def test_the_recipe_that_is_shown_works(tmp_path):

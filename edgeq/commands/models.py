@@ -24,7 +24,7 @@ def export(
     from edgeq.export import export_factory, export_pt2
     from edgeq.graph import to_bytes
 
-    _check_file(output, ".onnx", force=force)
+    check_file(output, ".onnx", force=force)
     with quiet_stdout():
         model = export_pt2(factory) if factory.endswith(".pt2") else export_factory(factory)
     write_file(output, to_bytes(model))
@@ -48,7 +48,7 @@ def simulate(
     from edgeq.opening import open_model
     from edgeq.simulate import Simulator
 
-    _check_file(output, ".npz", force=force)
+    check_file(output, ".npz", force=force)
     loaded = open_model(model)
     simulator = Simulator(loaded)
     names = [name for name in (taps or "").split(",") if name]
@@ -122,7 +122,12 @@ def lint(
     raise typer.Exit(1 if findings else 0)
 
 
-def _check_file(path: Path, suffix: str, *, force: bool) -> None:
+def check_file(path: Path, suffix: str, *, force: bool) -> None:
+    """Refuse a file to write early, before any work.
+
+    Raises:
+        DataError: It has another ending, no folder, or exists and may not be replaced.
+    """
     if path.suffix != suffix:
         raise DataError(f"{path}: name a {suffix} file")
     if not path.parent.is_dir():

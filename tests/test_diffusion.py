@@ -1,0 +1,376 @@
+"""Sampling trajectories: feeds spread over the timesteps, and the float model beside another."""
+
+import collections
+import dataclasses
+import io
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+import edgeq.diffusion.calibration
+from edgeq.bundle import open_bundle
+from edgeq.diffusion import (
+    add_to_report,
+    compare_trajectories,
+    load_scheduler,
+    trajectory_feeds,
+)
+from edgeq.errors import BundleError, DataError, EdgeqError, UnknownNameError
+from edgeq.read_report import read_report
+from edgeq.report import render_html, render_json
+from edgeq.trajectory import ImageMeter
+from tests.test_report import Page
+
+diffusers = pytest.importorskip("diffusers", reason="needs edgeq[diffusers]")
+torch = pytest.importorskip("torch", reason="needs edgeq[torch]")
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning"),  # diffusers and numpy 2
+]
+SHAPE = (1, 8, 8)
+
+
+def noise(feeds):
+    """Stand for a model: what is far from a pattern is noise, more of it at high timesteps."""
+    x, t = feeds["sample"], feeds["timestep"].reshape(-1, 1, 1, 1)
+    pattern = np.sin(np.arange(64, dtype=np.float32)).reshape(SHAPE)
+    return ((x - pattern) * (0.5 + t / 2000)).astype(np.float32)
+
+
+def coarse(feeds):
+    """The same model with an error."""
+    return np.round(noise(feeds) * 16) / 16
+
+
+def proto(batch="batch", timestep=("batch",), sizes=SHAPE):
+    """A model with the inputs of a diffusion model."""
+    nodes = [
+        helper.make_node("Mul", ["sample", "half"], ["scaled"]),
+        helper.make_node("Cast", ["timestep"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["real", "column"], ["time"]),
+        helper.make_node("Mul", ["time", "rate"], ["small"]),
+        helper.make_node("Add", ["scaled", "small"], ["noise"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "noise",
+        [
+            helper.make_tensor_value_info("sample", TensorProto.FLOAT, [batch, *sizes]),
+            helper.make_tensor_value_info("timestep", TensorProto.INT64, list(timestep)),
+        ],
+        [helper.make_tensor_value_info("noise", TensorProto.FLOAT, [batch, *sizes])],
+        [
+            helper.make_tensor("half", TensorProto.FLOAT, [], [0.5]),
+            helper.make_tensor("rate", TensorProto.FLOAT, [], [1e-4]),
+            helper.make_tensor("column", TensorProto.INT64, [4], [-1, 1, 1, 1]),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def collect(scheduler="DDIMScheduler", model=noise, **changes):
+    options = {"samples": 40, "steps": 10, "shape": SHAPE, **changes}
+    return list(trajectory_feeds(model, scheduler, **options))
+
+
+def as_bytes(feeds):
+    return [(name, array.tobytes()) for feed in feeds for name, array in feed.items()]
+
+
+@pytest.mark.parametrize("scheduler", ["DDPMScheduler", "DDIMScheduler"])
+@pytest.mark.parametrize(("samples", "steps"), [(40, 10), (100, 50), (7, 7), (60, 20)])
+def test_feeds_are_uniform_over_the_timesteps(scheduler, samples, steps):
+    feeds = collect(scheduler, samples=samples, steps=steps)
+    counts = collections.Counter(int(feed["timestep"][0]) for feed in feeds)
+    assert len(feeds) == samples and len(counts) == steps
+    assert set(counts.values()) == {samples // steps}
+    for feed in feeds:
+        assert feed["sample"].shape == (1, *SHAPE) and feed["sample"].dtype == np.float32
+        assert feed["timestep"].shape == (1,) and feed["timestep"].dtype == np.int64
+
+
+@pytest.mark.parametrize("count", [5, 10, 20, 33])
+def test_the_first_feeds_alone_are_spread_too(count):
+    steps = 50
+    timesteps = [int(feed["timestep"][0]) for feed in collect(samples=100, steps=steps)[:count]]
+    fifths = collections.Counter(5 * t // 1000 for t in timesteps)
+    assert len(fifths) == 5 and max(fifths.values()) - min(fifths.values()) <= 2
+
+
+def test_an_image_gives_few_feeds():
+    """Each of the samples of one image is on one trajectory: at most ten are taken."""
+    feeds = collect(samples=30, steps=100, batch=1)
+    timesteps = [int(feed["timestep"][0]) for feed in feeds]
+    for first in range(0, 30, 10):
+        gaps = -np.diff(sorted(timesteps[first : first + 10], reverse=True))
+        assert gaps.tolist() == [100] * 9
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerAncestralDiscreteScheduler"])
+def test_the_same_seed_gives_the_same_bytes(name):
+    made = getattr(diffusers, name)(timestep_spacing="leading")
+    torch.manual_seed(1)
+    first = collect(made)
+    state = torch.random.get_rng_state()
+    second = collect(made)
+    assert as_bytes(first) == as_bytes(second)
+    assert torch.equal(state, torch.random.get_rng_state()), "the user's generator stays as it is"
+    assert as_bytes(collect(made, seed=1)) != as_bytes(first)
+
+
+def test_feeds_lie_on_the_trajectory_that_diffusers_walks():
+    scheduler = diffusers.DDIMScheduler()
+    feeds = collect(scheduler, samples=10, steps=10, batch=1)
+    by_time = sorted(feeds, key=lambda feed: -int(feed["timestep"][0]))
+    sample = torch.from_numpy(by_time[0]["sample"])
+    scheduler.set_timesteps(10)
+    for timestep, feed in zip(scheduler.timesteps, by_time, strict=True):
+        assert feed["timestep"].tolist() == [int(timestep)]
+        assert feed["sample"].tobytes() == sample.numpy().tobytes()
+        predicted = torch.from_numpy(noise(feed))
+        sample = scheduler.step(predicted, timestep, sample).prev_sample
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
+        "LCMScheduler", "TCDScheduler", "SASolverScheduler",
+    ],
+)  # fmt: skip
+def test_any_scheduler_with_whole_timesteps(name):
+    feeds = collect(name, samples=8, steps=8)
+    assert len(feeds) == 8 and all(np.isfinite(feed["sample"]).all() for feed in feeds)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_scaled_inputs_and_other_spacings(name):
+    scheduler = getattr(diffusers, name)(timestep_spacing="leading")
+    feeds = collect(scheduler, samples=8, steps=8)
+    wide = max(float(np.abs(feed["sample"]).max()) for feed in feeds)
+    assert 1 < wide < 20, "what the model is fed is scaled, samples are not"
+
+
+def test_memory_does_not_grow_with_samples():
+    peaks = []
+    for samples in (300, 900):
+        feeds = trajectory_feeds(
+            lambda feeds: feeds["sample"], "DDIMScheduler", samples=samples, steps=10,
+            shape=(3, 64, 64),
+        )  # fmt: skip
+        next(feeds)
+        tracemalloc.start()
+        assert sum(1 for _ in feeds) == samples - 1
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] and peaks[0] > 100 * 48 * 2**10
+
+
+def test_a_model_that_fixes_its_batch():
+    model = proto(batch=4, timestep=(4,))
+    feeds = collect(model=model, samples=20, steps=10, shape=None)
+    assert all(feed["sample"].shape == (4, *SHAPE) for feed in feeds) and len(feeds) == 20
+    assert {len(set(feed["timestep"].tolist())) for feed in feeds} == {1}
+    counts = collections.Counter(int(feed["timestep"][0]) for feed in feeds)
+    assert len(counts) == 10 and set(counts.values()) == {2}
+    found = compare_trajectories(model, model, "DDIMScheduler", steps=3, samples=8, batch=3)
+    assert found.end.sqnr_db is None
+    with pytest.raises(DataError, match="6 images do not fill batches of 4"):
+        compare_trajectories(model, model, "DDIMScheduler", steps=3, samples=6)
+
+
+@pytest.mark.parametrize(("timestep", "shape"), [((), ()), ((1,), (1,)), (("batch",), (1,))])
+def test_a_timestep_for_all_images(timestep, shape):
+    feeds = collect(model=proto(timestep=timestep), samples=4, steps=4, shape=None)
+    assert [feed["timestep"].shape for feed in feeds] == [shape] * 4
+
+
+def test_conditions_come_row_by_row():
+    rows = np.arange(3, dtype=np.int64)
+    seen = []
+
+    def model(feeds):
+        seen.append(feeds["label"].tolist())
+        return noise(feeds)
+
+    feeds = collect(model=model, samples=50, steps=10, batch=2, conditions={"label": rows})
+    assert seen[0] == [0, 1] and seen[10] == [2, 0] and seen[20] == [1]
+    labels = [int(feed["label"][0]) for feed in feeds]
+    assert set(labels[:20]) == {0, 1} and set(labels) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"samples": 0}, "0 samples are none"),
+        ({"steps": 0}, "0 steps are none"),
+        ({"steps": 2000}, "DDIMScheduler refuses 2000 steps"),
+        ({"shape": None}, "shape of one image is not known"),
+        ({"scheduler": "EulerDiscreteScheduler", "steps": 8}, "timestep 856.286 is no integer"),
+        ({"scheduler": "DDIMSchedular"}, "did you mean 'DDIMScheduler'"),
+        ({"scheduler": object()}, "no scheduler: give one of diffusers'"),
+        ({"scheduler": "no-such.json"}, "cannot be read"),
+        ({"model": proto(), "shape": (1, 9, 9)}, "do not fit the input's"),
+        ({"model": proto(), "sample": "smaple"}, "did you mean 'sample'"),
+        ({"model": proto(sizes=(1, "h", "w")), "shape": None}, "say the shape of one image"),
+        ({"model": proto(), "conditions": {"label": np.zeros(3)}}, "no input 'label'"),
+        ({"conditions": {"label": np.zeros(0)}}, "'label' has no rows"),
+        ({"model": lambda feeds: feeds["sample"] * np.nan}, "predicts NaN or an infinity"),
+        ({"model": lambda feeds: feeds["sample"][:, :, 1:]}, "fails at timestep 900"),
+    ],
+)
+def test_what_is_refused(changes, says):
+    with pytest.raises(EdgeqError, match=says):
+        collect(**changes)
+
+
+def test_schedulers_in_every_form(tmp_path, monkeypatch):
+    original = diffusers.DDPMScheduler(num_train_timesteps=50, beta_end=0.01)
+    original.save_pretrained(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import diffusers\ndef make():\n"
+        "    return diffusers.DDPMScheduler(num_train_timesteps=50, beta_end=0.01)\n"
+        "def wrong():\n    return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    forms = [original, tmp_path, tmp_path / "scheduler_config.json", "mine:make"]
+    found = [as_bytes(collect(form, samples=5, steps=5)) for form in forms]
+    assert found == [found[0]] * 4
+    assert original.num_inference_steps is None, "the user's scheduler stays as it is"
+    with pytest.raises(DataError, match="mine:wrong is int, no scheduler"):
+        load_scheduler("mine:wrong")
+    (tmp_path / "other.json").write_text('{"_class_name": "DDIMSchedule"}')
+    with pytest.raises(UnknownNameError, match="did you mean 'DDIMScheduler'"):
+        load_scheduler("other.json")
+    for text, says in (("{}", "_class_name"), ("[", "not valid JSON")):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(DataError, match=says):
+            load_scheduler(tmp_path / "other.json")
+
+
+def compare(left=noise, right=coarse, scheduler="DDPMScheduler", **changes):
+    options = {"steps": 6, "samples": 5, "batch": 2, "shape": SHAPE, **changes}
+    return compare_trajectories(left, right, scheduler, **options)
+
+
+def test_the_same_model_draws_the_same_images():
+    """So both meet the same noise, the scheduler's too: DDPM draws some at each step."""
+    found = compare(right=lambda feeds: noise(feeds))
+    assert found.end.sqnr_db is None and found.end.psnr_db > 150
+    assert [step.fidelity.sqnr_db for step in found.path] == [None] * 6
+    assert (found.scheduler, found.steps, found.samples) == ("DDPMScheduler", 6, 5)
+
+
+def test_two_models_differ_by_what_an_independent_walk_says():
+    found = compare(scheduler="DDIMScheduler", samples=2, batch=2)
+    starts = np.random.default_rng([0, 0]).standard_normal((2, *SHAPE), np.float32)
+    ends = []
+    for model in (noise, coarse):
+        scheduler, sample = diffusers.DDIMScheduler(), torch.from_numpy(starts)
+        scheduler.set_timesteps(6)
+        for t in scheduler.timesteps:
+            feeds = {"sample": sample.numpy(), "timestep": np.full(2, int(t))}
+            predicted = torch.from_numpy(model(feeds).astype(np.float32))
+            sample = scheduler.step(predicted, t, sample).prev_sample
+        ends.append(sample.numpy().astype(np.float64))
+    reference, actual = ends
+    noise_power = ((reference - actual) ** 2).sum()
+    last = found.path[-1].fidelity
+    assert last.sqnr_db == pytest.approx(10 * np.log10((reference**2).sum() / noise_power))
+    clipped = (np.clip(reference, -1, 1) - np.clip(actual, -1, 1)) ** 2
+    psnr = 10 * np.log10(4 / clipped.mean((1, 2, 3)))
+    assert found.end.psnr_db == pytest.approx(psnr.mean())
+    assert found.end.worst_db == pytest.approx(psnr.min())
+
+
+def test_comparisons_are_reproducible():
+    assert compare() == compare() and compare(seed=1) != compare()
+    assert compare().path[0].timestep > compare().path[-1].timestep == 0
+
+
+def test_the_grid_shows_the_first_images_of_both():
+    from PIL import Image
+
+    found = compare(columns=3)
+    with Image.open(io.BytesIO(found.png)) as image:
+        pixels = np.asarray(image)
+    assert pixels.shape == (2 * 64 + 2, 3 * 64 + 2 * 2) and pixels.dtype == np.uint8
+    upper, lower = pixels[:64], pixels[66:]
+    assert (pixels[64:66] == 255).all() and not (upper == lower).all()
+    assert np.abs(upper.astype(int) - lower).mean() < 20, "the same images, nearly"
+    assert compare(shape=(4, 8, 8), left=lambda f: f["sample"], right=lambda f: f["sample"] / 2
+                   ).grid == ""  # fmt: skip
+
+
+def test_latents_are_decoded():
+    flat = compare(decode=lambda latents: np.zeros((len(latents), 3, 4, 4), np.float32))
+    assert flat.end.sqnr_db is None and flat.grid and flat.path[-1].fidelity.sqnr_db is not None
+
+
+def test_the_meter_takes_images_in_any_cut():
+    generator = np.random.default_rng(0)
+    left, right = generator.normal(size=(2, 6, 1, 4, 4))
+    whole, cut = ImageMeter(), ImageMeter()
+    whole.add(left, right)
+    for part in (slice(0, 1), slice(1, 6)):
+        cut.add(left[part], right[part])
+    a, b = whole.result(), cut.result()
+    assert dataclasses.astuple(a) == pytest.approx(dataclasses.astuple(b), rel=1e-12)
+
+
+def test_a_report_shows_the_trajectory(bundle):
+    found = compare()
+    before = open_bundle(bundle.path)
+    page = Page((bundle.path / "report.html").read_text())
+    assert "img" not in page.tags and "Trajectory" not in "".join(page.text)
+    after = add_to_report(bundle, found)
+    changed = {n for n, d in after.manifest.files.items() if before.manifest.files[n] != d}
+    assert changed == {"report.html", "report.json"}
+    page = Page((bundle.path / "report.html").read_text())
+    text = "".join(page.text)
+    assert "Trajectory" in text and f"{found.end.psnr_db:.2f}" in text
+    sources = [value for name, value in page.attributes if name in ("src", "href")]
+    assert sources == [f"data:image/png;base64,{found.grid}"]
+    assert "Every evaluation" in text and "DDPMScheduler" in text
+    entry = json.loads((bundle.path / "report.json").read_text())
+    assert len(entry["trajectory"]["path"]) == 6
+    assert read_report(bundle.path / "report.json").trajectory == found
+    files = {p: p.read_bytes() for p in bundle.path.rglob("*") if p.is_file()}
+    add_to_report(bundle.path, found)  # instead of what is there: the same bytes
+    assert files == {p: p.read_bytes() for p in bundle.path.rglob("*") if p.is_file()}
+    edgeq.check(bundle).raise_for_mismatch()
+
+
+def test_an_altered_bundle_gets_no_new_digests(bundle):
+    (bundle.path / "report.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"altered or missing: report\.json"):
+        add_to_report(bundle, compare())
+
+
+def test_reports_survive_reading(report, tmp_path):
+    path = tmp_path / "report.json"
+    for trajectory in (None, compare()):
+        full = dataclasses.replace(report, trajectory=trajectory)
+        path.write_text(render_json(full))
+        found = read_report(path)
+        assert render_json(found) == render_json(full) and render_html(found) == render_html(full)
+        assert found.layers == full.layers and found.trajectory == trajectory
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "not a report"), ('{"schema_version": 2}', "schema_version is not 1"), ("[]", "not a"),
+     ('{"schema_version": 1, "model": 3}', "3 is no str"), ('{"schema_version": 1}', "not a")],
+)  # fmt: skip
+def test_reports_that_are_refused(tmp_path, text, says):
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(BundleError, match=says):
+        read_report(path)
+    with pytest.raises(BundleError, match="cannot be read"):
+        read_report(tmp_path / "none.json")
