@@ -31,11 +31,13 @@ class Normalization:
     Attributes:
         node: The node that makes the normalised value.
         x: What it reads: float32, or the result of a DequantizeLinear.
-        axes: The axes of a row in `x`, not negative, ascending.
-        groups: Into how many groups axis 1 is cut first (GroupNormalization); else 0.
+        axes: The axes of a row in `x`, not negative, ascending; with groups, those behind axis 1.
+        groups: Into how many groups axis 1 is cut, each of them a row with all axes behind it; 0 if
+            a row is whole along its axes. InstanceNormalization has groups of one channel.
         centered: Whether the mean is subtracted; not so for RMS.
         epsilon: Added to the variance.
-        gamma: The factor, float32, broadcastable to the result of `node`; None for 1.
+        gamma: The factor, float32, broadcastable to the result of `node`; None for 1. With groups,
+            one number for each channel.
         beta: The summand, likewise; None for 0.
         inner: The float32 values between `x` and the result of `node`, in graph order.
     """
@@ -130,23 +132,23 @@ def _layer(node: ir.Node) -> Normalization | None:
 
 
 def _instance(node: ir.Node) -> Normalization | None:
-    return _over_space(node, groups=0)
+    channels = constant(node.inputs[1])
+    return None if channels is None else _in_groups(node, channels.size)
 
 
 def _group(node: ir.Node) -> Normalization | None:
-    return _over_space(node, groups=int_attribute(node, "num_groups", 1))
+    return _in_groups(node, int_attribute(node, "num_groups", 1))
 
 
-def _over_space(node: ir.Node, groups: int) -> Normalization | None:
+def _in_groups(node: ir.Node, groups: int) -> Normalization | None:
     x = node.inputs[0]
     ndim = None if x is None else rank(x)
     parameters = _parameters(node)
-    if x is None or ndim is None or ndim < 3 - bool(groups) or parameters is None:
+    if x is None or ndim is None or ndim < 2 or parameters is None:
         return None
     per_channel = (-1, *(1,) * (ndim - 2))
     gamma, beta = (None if p is None else p.reshape(per_channel) for p in parameters)
-    axes = tuple(range(1 if groups else 2, ndim))
-    return Normalization(node, x, axes, groups, True, _epsilon(node), gamma, beta)
+    return Normalization(node, x, tuple(range(2, ndim)), groups, True, _epsilon(node), gamma, beta)
 
 
 def _parameters(

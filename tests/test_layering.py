@@ -29,7 +29,7 @@ LAYERS = {
     " to_float32 old_opsets affine_nodes look_up functions roles qdq simplify elementary versions"
     " index_values index_rules"
     " attention possible_values longest logarithm_form softmax_form scores_form"
-    " normalization"
+    " normalization chain row_sums row_statistics"
     " elementwise_nodes unary_regions"
     " counts run_time_shapes symbolic_shapes",
     "recipe": "recipe",
