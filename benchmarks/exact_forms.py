@@ -78,6 +78,20 @@ def _unary(nodes: str, qtype: str = "uint8", scale: float = 0.0371) -> Form:
     return Form(between_codes(nodes, IMAGE, qtype, scale), "tabulate", QLINEAR_SIGMOID, 4.5)
 
 
+def _normalization(nodes: str, shape: str, parameters: int, qtype: str = "uint8") -> Form:
+    """Return the row of a normalisation, held against the same operator between codes."""
+    numbers = ", ".join(f"{0.5 + i % 7 / 8}" for i in range(parameters))
+    constants = (
+        f"float[{parameters}] gamma = {{{numbers}}}, float[{parameters}] beta = {{{numbers}}}"
+    )
+    scale = 0.0371 if qtype == "uint8" else 0.000151
+    graph = between_codes(nodes, shape, qtype, scale, constants)
+    return Form(graph, "exact-normalization", graph, 2.8)
+
+
+LAYER_NORM = "y = LayerNormalization(x, gamma, beta)"
+GROUP_NORM = "y = GroupNormalization<num_groups = 8>(x, gamma, beta)"
+
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
         **{
@@ -98,6 +112,14 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         ),
         "x * x * x": _unary("a = Mul(x, x) y = Mul(a, x)"),
         "SiLU of 16 bits": _unary(SILU, "uint16", 0.000151),
+        "LayerNormalization": _normalization(LAYER_NORM, "1024,256", 256),
+        "LayerNormalization of 16 bits": _normalization(LAYER_NORM, "1024,256", 256, "uint16"),
+        "LayerNormalization, short": _normalization(LAYER_NORM, "64,128", 128, "uint16"),
+        "InstanceNormalization": _normalization(
+            "y = InstanceNormalization(x, gamma, beta)", IMAGE, 64
+        ),
+        "GroupNormalization": _normalization(GROUP_NORM, IMAGE, 64),
+        "GroupNormalization of 16 bits": _normalization(GROUP_NORM, IMAGE, 64, "uint16"),
     }
 )  # fmt: skip
 
