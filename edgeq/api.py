@@ -12,6 +12,7 @@ from edgeq.check import CheckResult
 from edgeq.check import check as check_folder
 from edgeq.check_folder import CheckError
 from edgeq.errors import BundleError
+from edgeq.longest import MAX_DIM
 from edgeq.recipe import Recipe
 from edgeq.request import CompileRequest, Progress, silent
 
@@ -37,6 +38,7 @@ def compile(
     input_types: Mapping[str, str] | None = None,
     output_types: Mapping[str, str] | None = None,
     input_ranges: Mapping[str, tuple[int, int]] | None = None,
+    max_dim: int = MAX_DIM,
     keep_float: Sequence[str] = (),
     allow_unproven: Sequence[str] = (),
     force: bool = False,
@@ -72,6 +74,7 @@ def compile(
         input_types=input_types or {},
         output_types=output_types or {},
         input_ranges=input_ranges or {},
+        max_dim=max_dim,
         keep_float=tuple(keep_float),
         allow_unproven=tuple(allow_unproven),
         output=destination,

@@ -36,7 +36,7 @@ def accuracy(
     inputs = {item["name"]: item for item in manifest["inputs"]}
     output = manifest["outputs"][0]
     total, count = 0.0, 0
-    for arrays in _batches(path, inputs):
+    for arrays in _batches(path, inputs, manifest["max_dim"]):
         label = arrays.pop("label")
         value = run_model(session, [output["name"]], arrays)[0]
         if output.get("scale") is not None and value.dtype.kind in "iu":
@@ -97,7 +97,7 @@ def _squares(value: NDArray[Any], label: NDArray[Any]) -> NDArray[np.float64]:
 _SCORES = {"top1": _top1, "nll": _nll, "perplexity": _nll, "psnr": _psnr, "mse": _mse}
 
 
-def _batches(path: Path, inputs: Mapping[str, Any]) -> Iterator[Arrays]:
+def _batches(path: Path, inputs: Mapping[str, Any], max_dim: int) -> Iterator[Arrays]:
     """Yield the inputs and `label`, a batch at a time, never a whole member."""
     fixed = {item["shape"][0] for item in inputs.values() if item["shape"]}
     sizes = [size for size in fixed if isinstance(size, int)]
@@ -111,6 +111,7 @@ def _batches(path: Path, inputs: Mapping[str, Any]) -> Iterator[Arrays]:
                     raise CheckError(
                         f"{path}: {name!r} is {found}, the bundle takes {item['dtype']}"
                     )
+                _check_open(path, item, readers[name].shape, max_dim)
             counts = {name: reader.shape[0] for name, reader in readers.items()}
             if len(set(counts.values())) != 1:
                 raise CheckError(f"{path}: arrays of different lengths: {counts}")
@@ -121,6 +122,16 @@ def _batches(path: Path, inputs: Mapping[str, Any]) -> Iterator[Arrays]:
                 yield {name: reader.read(rows) for name, reader in readers.items()}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise CheckError(f"{path}: cannot be read as .npz without pickle: {error}") from error
+
+
+def _check_open(path: Path, item: Mapping[str, Any], found: tuple[int, ...], max_dim: int) -> None:
+    """Refuse dimensions that the model leaves open beyond those that its bits are proven for."""
+    for size, fixed in zip(found[1:], (item["shape"] or [])[1:], strict=False):
+        if not isinstance(fixed, int) and size > max_dim:
+            raise CheckError(
+                f"{path}: {item['name']!r} has a dimension of {size}; the bits of this bundle are"
+                f" proven up to {max_dim}: compile it again with --max-dim {size}"
+            )
 
 
 class _Member:

@@ -99,7 +99,7 @@ def _prepare(
     _check_patterns(request, model)
     samples = open_samples(
         request.calibration,
-        inputs=input_specs(model, request.input_types, request.input_ranges),
+        inputs=input_specs(model, request.input_types, request.input_ranges, request.max_dim),
         limit=request.samples,
     )
     check_evaluation(request, model)

@@ -83,6 +83,7 @@ def build_manifest(compiled: Compiled, target: Target) -> Manifest:
         session_options=target.capabilities.session_options,
         metrics=compiled.metrics,
         evaluation_digest=compiled.evaluation_digest,
+        max_dim=compiled.context.max_dim,
     )
 
 

@@ -29,18 +29,21 @@ class InputSpec:
         shape: The first axis is the batch; None for a symbolic dimension. None as a whole where the
             model does not say.
         span: The least and the greatest integer, where the user gave them.
+        max_dim: The most that a symbolic dimension can be, where bits are proven up to there.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
     span: tuple[int, int] | None = None
+    max_dim: int | None = None
 
 
 def input_specs(
     model: ir.Model,
     input_types: Mapping[str, str] | None = None,
     input_ranges: Mapping[str, tuple[int, int]] | None = None,
+    max_dim: int | None = None,
 ) -> tuple[InputSpec, ...]:
     """Return the inputs of `model` that have to be fed, in graph order.
 
@@ -48,6 +51,7 @@ def input_specs(
         model: Inputs that an initializer is the default of are left out.
         input_types: Inputs fed as frames: name to `uint8`; `float32` changes nothing.
         input_ranges: The least and the greatest value of integer inputs, by name, where known.
+        max_dim: The most that a symbolic dimension can be.
 
     Raises:
         ModelError: An input is not a tensor of booleans, integers or floats.
@@ -55,12 +59,14 @@ def input_specs(
     types, spans = input_types or {}, input_ranges or {}
     values = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
     return tuple(
-        _input_spec(value, types.get(str(value.name), ""), spans.get(str(value.name)))
+        _input_spec(value, types.get(str(value.name), ""), spans.get(str(value.name)), max_dim)
         for value in values
     )
 
 
-def _input_spec(value: ir.Value, kind: str, span: tuple[int, int] | None) -> InputSpec:
+def _input_spec(
+    value: ir.Value, kind: str, span: tuple[int, int] | None, max_dim: int | None
+) -> InputSpec:
     dtype = None if value.dtype is None else value.dtype.numpy()
     if dtype is None or dtype.kind not in "biuf" or not isinstance(value.type, ir.TensorType):
         found = "of no known type" if value.type is None else str(value.type)
@@ -68,7 +74,7 @@ def _input_spec(value: ir.Value, kind: str, span: tuple[int, int] | None) -> Inp
     shape = value.shape
     dims = None if shape is None else tuple(d if isinstance(d, int) else None for d in shape)
     dtype = np.dtype(np.uint8) if kind == "uint8" else dtype
-    return InputSpec(str(value.name), dtype, dims, span)
+    return InputSpec(str(value.name), dtype, dims, span, max_dim)
 
 
 def check_names(specs: Sequence[InputSpec], names: Iterable[str], where: str) -> None:
@@ -126,6 +132,7 @@ def check_rows(spec: InputSpec, shape: tuple[int, ...], where: str) -> None:
         return
     rows = expected[1:]
     if _fits(shape[1:], rows):
+        _check_open(spec, shape[1:], rows, where)
         return
     hint = "; the first axis must be that of the samples" if _fits(shape, rows) else ""
     raise DataError(
@@ -140,7 +147,10 @@ def check_shape(spec: InputSpec, shape: tuple[int, ...], where: str) -> None:
     Raises:
         DataError: Number of axes or a dimension does not fit, the batch included.
     """
-    if spec.shape is None or _fits(shape, spec.shape):
+    if spec.shape is None:
+        return
+    if _fits(shape, spec.shape):
+        _check_open(spec, shape, spec.shape, where)
         return
     if shape and spec.shape and _fits(shape[1:], spec.shape[1:]):
         raise DataError(
@@ -264,6 +274,18 @@ def as_array(value: object, where: str) -> Array:
     if array.dtype.kind not in "biuf":
         raise DataError(f"{where} is {array.dtype}; give booleans, integers or floats")
     return array
+
+
+def _check_open(
+    spec: InputSpec, shape: Sequence[int], expected: Sequence[int | None], where: str
+) -> None:
+    """Refuse open dimensions beyond those that bits are proven for."""
+    for size, fixed in zip(shape, expected, strict=True):
+        if fixed is None and spec.max_dim is not None and size > spec.max_dim:
+            raise DataError(
+                f"{where} has a dimension of {size}, and bits are proven up to {spec.max_dim}:"
+                f" compile with --max-dim {size}, or leave it out"
+            )
 
 
 def _fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:

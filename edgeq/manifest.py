@@ -10,6 +10,7 @@ from typing import Any
 
 from edgeq.check_folder import SCHEMA_VERSION, CheckError, read_manifest
 from edgeq.errors import BundleError
+from edgeq.longest import MAX_DIM
 from edgeq.request import Json
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -123,6 +124,8 @@ class Manifest:
         metrics: The host's figures: `sqnr_db`, `top1`, `top1_float`, ...
         evaluation_digest: sha256 of the evaluation file that `metrics` were measured on, if any.
         files: sha256 of every other file of the bundle, by path.
+        max_dim: The most that a dimension which the model leaves open can be: bits are proven up to
+            there.
         taps: The quantized tensors that `check --taps` compares.
         feeds: Number of golden runs.
         scalars: Golden inputs and outputs without any axis.
@@ -142,6 +145,7 @@ class Manifest:
     metrics: Mapping[str, float] = field(default_factory=lambda: NOTHING)
     evaluation_digest: str | None = None
     files: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    max_dim: int = MAX_DIM
     taps: tuple[TapInfo, ...] = ()
     feeds: int = 0
     scalars: tuple[str, ...] = ()
@@ -165,6 +169,7 @@ class Manifest:
                 "unproven": list(proofs.unproven),
                 "kinds": dict(sorted(proofs.kinds.items())),
             },
+            "max_dim": self.max_dim,
             "samples": vars(self.samples),
             "metrics": {n: v if math.isfinite(v) else None for n, v in self.metrics.items()},
             "evaluation_digest": self.evaluation_digest,
@@ -198,6 +203,7 @@ def load_manifest(folder: Path) -> Manifest:
                 {str(kind): int(count) for kind, count in certificate["kinds"].items()},
             ),
             samples=SampleInfo(**entry["samples"]),
+            max_dim=int(entry["max_dim"]),
             versions=_texts(entry["versions"]),
             runtime=VersionRange(**entry["runtime"]),
             session_options=_texts(entry["session_options"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from edgeq.longest import MAX_DIM
 from edgeq.recipe import Recipe
 
 Json = Mapping[str, object]
@@ -49,6 +50,7 @@ class CompileRequest:
         input_types: Graph inputs to feed as codes: name to `uint8` or `float32`.
         output_types: Graph outputs to give as codes: name to `uint8` or `float32`.
         input_ranges: The least and the greatest value of integer inputs, by name.
+        max_dim: The most that a dimension which the model leaves open can be at run time.
         keep_float: Patterns over node names whose nodes stay float32.
         allow_unproven: Patterns over node names that need no proof.
         output: The bundle's folder; None only with `dry_run`.
@@ -70,6 +72,7 @@ class CompileRequest:
     input_ranges: Mapping[str, tuple[int, int]] = field(
         default_factory=lambda: MappingProxyType({})
     )
+    max_dim: int = MAX_DIM
     keep_float: tuple[str, ...] = ()
     allow_unproven: tuple[str, ...] = ()
     output: Path | None = None

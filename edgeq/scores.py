@@ -56,7 +56,9 @@ def score(
     assert context.reference is not None, source.name
     samples = open_samples(
         request.evaluation,
-        inputs=input_specs(context.reference, context.input_types, context.input_ranges),
+        inputs=input_specs(
+            context.reference, context.input_types, context.input_ranges, context.max_dim
+        ),
     )
     metrics = None
     if request.metric is not None:
@@ -99,7 +101,7 @@ def check_evaluation(request: CompileRequest, model: ir.Model) -> None:
         return
     samples = open_samples(
         request.evaluation,
-        inputs=input_specs(model, request.input_types, request.input_ranges),
+        inputs=input_specs(model, request.input_types, request.input_ranges, request.max_dim),
     )
     _, label = next(samples.labelled())
     if label is None and request.metric is not None and find_metric(request.metric).needs_label:

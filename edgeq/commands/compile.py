@@ -8,6 +8,7 @@ import typer
 
 from edgeq.commands.output import print_json, progress, quiet_stdout
 from edgeq.errors import DataError, RecipeError
+from edgeq.longest import MAX_DIM
 from edgeq.request import CompileOutcome, CompileRequest
 
 Model = Annotated[
@@ -54,6 +55,9 @@ def command(
         list[str] | None,
         typer.Option("--input-range", metavar="NAME=LOW:HIGH", help="What an integer input takes."),
     ] = None,
+    max_dim: Annotated[
+        int, typer.Option("--max-dim", min=1, help="The most that an open dimension can be.")
+    ] = MAX_DIM,
     keep_float: Annotated[
         list[str] | None,
         typer.Option("--keep-float", metavar="PATTERN", help="Nodes that stay float32."),
@@ -90,6 +94,7 @@ def command(
         input_types=types("--input-type", input_type),
         output_types=types("--output-type", output_type),
         input_ranges=ranges("--input-range", input_range),
+        max_dim=max_dim,
         keep_float=tuple(keep_float or ()),
         allow_unproven=tuple(allow_unproven or ()),
         output=output,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeq.commands.output import print_json, table
+from edgeq.longest import MAX_DIM
 
 if TYPE_CHECKING:
     from edgeq.certify import Certificate
@@ -32,8 +33,10 @@ def command(
         from edgeq.certify import certify
         from edgeq.targeting import find_target
 
-        name = target if manifest is None else manifest.target
-        certificate = certify(loaded, find_target(name).capabilities)
+        name, max_dim = target, MAX_DIM
+        if manifest is not None:
+            name, max_dim = manifest.target, manifest.max_dim
+        certificate = certify(loaded, find_target(name).capabilities, max_dim)
     if as_json:
         entry = {"model": model, **found.to_json()}
         if manifest is not None:
