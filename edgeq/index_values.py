@@ -1,9 +1,10 @@
 """Values that depend on one integer alone, element by element: all they can be is known beforehand.
 
-A timestep, a position or a label is an *index*: an integer input of the graph. A value computed
-from it and from constants, whose elements at one place depend on the index at that place only, is
-one row of numbers per index. Followed are elementwise operators, those that move elements, and
-products with constants; what mixes the elements of the index ends the search.
+A timestep, a position or a label is an *index*: an integer input of the graph, or the positions
+0, 1, 2, ... that a Range makes. A value computed from it and from constants, whose elements at one
+place depend on the index at that place only, is one row of numbers per index. Followed are
+elementwise operators, those that move elements, and products with constants; what mixes the
+elements of the index ends the search.
 
 `Mul(timestep, Expand(1, Shape(sample)))`, as diffusers spreads a step over the batch, copies the
 index into a shape of its own: it is a new index with the same numbers.
@@ -38,8 +39,8 @@ class Index:
     """Integers that a run of the model brings along.
 
     Attributes:
-        value: The tensor that holds them: the graph's input, or a copy of it in another shape.
-        source: The graph's input.
+        value: The tensor that holds them: the source, or a copy of it in another shape.
+        source: The graph's input, or the result of a Range.
         span: The least and the greatest, where the user gave them.
     """
 
@@ -76,7 +77,7 @@ Found = dict[ir.Value, IndexValue]
 
 
 def index_values(graph: ir.Graph, spans: Mapping[str, Span]) -> Found:
-    """Return the values of `graph` that depend on one integer input alone, element by element.
+    """Return the values of `graph` that depend on one index alone, element by element.
 
     Args:
         graph: A float graph with inferred shapes.
@@ -92,7 +93,9 @@ def index_values(graph: ir.Graph, spans: Mapping[str, Span]) -> Found:
         if value.shape is not None and _is_index(value, spans):
             found[value] = _whole(Index(value, value, spans.get(str(value.name))))
     for node in graph:
-        if not node.domain and any(v in found for v in node.inputs if v is not None):
+        if _first_position(node) is not None:
+            found[node.outputs[0]] = _whole(Index(node.outputs[0], node.outputs[0], None))
+        elif not node.domain and any(v in found for v in node.inputs if v is not None):
             found |= _results(node, found)
     return found
 
@@ -101,6 +104,16 @@ def _is_index(value: ir.Value, spans: Mapping[str, Span]) -> bool:
     if value.name in spans:
         return value.dtype is not None and value.dtype.numpy().kind in "iu"
     return value.dtype in _INTEGERS
+
+
+def _first_position(node: ir.Node | None) -> int | None:
+    """Return where a Range that counts up by one begins, if it does so wherever it ends."""
+    if node is None or node.op_type != "Range" or node.domain:
+        return None
+    start, step = constant(node.inputs[0]), constant(node.inputs[2])
+    if start is None or step is None or step != 1 or int(start) != start:
+        return None
+    return int(start)
 
 
 def _whole(index: Index) -> IndexValue:
@@ -142,17 +155,22 @@ def _has_known_rows(value: ir.Value, axes: Axes) -> bool:
     return all(isinstance(size, int) or axis in axes for axis, size in enumerate(value.shape))
 
 
-def known_spans(graph: ir.Graph, found: Found) -> dict[ir.Value, Span]:
-    """Return the range of each input where it is known: as given, or the rows that it selects.
+def known_spans(graph: ir.Graph, found: Found, longest: int) -> dict[ir.Value, Span]:
+    """Return the range of each source where it is known: as given, or the rows that it selects.
 
     Args:
         graph: The graph that `found` is of.
         found: What `index_values` returned.
+        longest: The most places that a Range can have.
 
     Raises:
         ModelError: A range that was given leaves the rows.
     """
     spans = {about.index.source: about.index.span for about in found.values()}
+    for source in spans:
+        first = _first_position(source.producer())
+        if first is not None:
+            spans[source] = first, first + longest - 1
     for node in graph:
         table = constant(node.inputs[0]) if node.op_type == "Gather" and not node.domain else None
         place = None if table is None else _shifted(node.inputs[1], found)

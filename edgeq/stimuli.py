@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.errors import DataError
+from edgeq.longest import MAX_DIM
 from edgeq.numerics.affine import QParams
 
 KINDS = (
@@ -87,7 +88,9 @@ def stimuli(
 
 
 def other_sizes(
-    inputs: Sequence[StimulusInput], largest: Mapping[str, int] | None = None
+    inputs: Sequence[StimulusInput],
+    largest: Mapping[str, int] | None = None,
+    max_dim: int = MAX_DIM,
 ) -> Iterator[dict[str, int]]:
     """Yield further sizes for the dimensions that the model leaves open, by symbol.
 
@@ -98,6 +101,7 @@ def other_sizes(
     Args:
         inputs: The graph's inputs.
         largest: The largest size seen of each symbol; those of `inputs` where there is none.
+        max_dim: The most that any of them can be.
     """
     now = {
         symbol: size
@@ -111,7 +115,7 @@ def other_sizes(
         longest = max(size, (largest or {}).get(symbol, 0))
         lengths = [n for n in (longest // 2, *_LENGTHS) if 0 < n <= longest]
         wanted = dict.fromkeys(_BATCHES if symbol in first else lengths)
-        candidates[symbol] = [n for n in wanted if n != size] or [size]
+        candidates[symbol] = [n for n in wanted if n != size and n <= max_dim] or [size]
     # Where there are only samples to count, one other number of them will do.
     turns = [len(found) for symbol, found in candidates.items() if symbol not in first]
     seen = [now]

@@ -50,7 +50,8 @@ def stimulus_inputs(context: Context) -> list[StimulusInput]:
 def _integers(model: ir.Model, context: Context, seen: SeenInputs) -> Mapping[str, tuple[int, int]]:
     """Return the range of each integer input."""
     found = index_values(model.graph, context.input_ranges)
-    selected = {str(v.name): span for v, span in known_spans(model.graph, found).items()}
+    known = known_spans(model.graph, found, context.max_dim)
+    selected = {str(source.name): span for source, span in known.items()}
     return {**seen.spans, **selected, **context.input_ranges}
 
 
@@ -67,7 +68,7 @@ def feeds_of_other_sizes(
     calibration, reference = context.calibration, context.reference
     assert calibration is not None and reference is not None
     real = {str(v.name) for v in reference.graph.inputs if v.dtype == ir.DataType.FLOAT}
-    for number, sizes in enumerate(other_sizes(inputs, calibration.inputs.sizes)):
+    for number, sizes in enumerate(other_sizes(inputs, calibration.inputs.sizes, context.max_dim)):
         items = [resized(item, sizes) for item in inputs]
         begin = number * _FEEDS % len(KINDS)
         feeds = list(islice(stimuli(items, seed=context.seed, rounds=1), begin, begin + _FEEDS))

@@ -1,4 +1,4 @@
-"""Replace what depends on an integer input alone by tables: a row for each value of the integer.
+"""Replace what depends on an index alone by tables: a row for each integer that it can be.
 
 before:  t = Gemm(Sigmoid(Gemm(Sin(Mul(Cast(timestep), frequencies)), v, c)), w, b);  y = Add(x, t)
 after:   t = Gather(table, Sub(timestep, low));                                       y = Add(x, t)
@@ -6,7 +6,8 @@ after:   t = Gather(table, Sub(timestep, low));                                 
 `table[i]` is the float32 value of `t` at `timestep = low + i`, as edgeq's simulator computes it. No
 run of the float model sees other values, so the tables are exact; and the linear ops and functions
 in front of them, which 8 bits would harm most, are gone. The range of the integer is what the user
-says (`--input-range timestep=0:999`), or the rows of an embedding that it selects from.
+says (`--input-range timestep=0:999`), or the rows of an embedding that it selects from. Positions
+that a Range counts are an index too, up to `max_dim`: sines and cosines of rotary embeddings.
 
 Nothing is done where nothing is to be gained: token ids of an embedding, masks made of integers. A
 Reshape, Unsqueeze or Transpose stays behind the table.
@@ -60,7 +61,7 @@ class TabulateIndex(Pass):
         """
         graph = model.graph
         found = index_values(graph, context.input_ranges)
-        spans = known_spans(graph, found)
+        spans = known_spans(graph, found, context.max_dim)
         wanted = _wanted(graph, found)
         editor = Editor(graph)
         for index in dict.fromkeys(found[value].index for value in wanted):

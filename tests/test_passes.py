@@ -5,6 +5,7 @@ A file is ONNX text, a line `---`, and ONNX text; lines starting with `#` in fro
     # options: iterations=2           options of the pass
     # input-type: x=uint8             context.input_types
     # input-range: t=0:9              context.input_ranges
+    # max-dim: 3                       context.max_dim
     # qparams: x=uint8,0.5,3          context.qparams: type, scale, zero point
     # fused: Add,Mul                  op types that the target fuses
     # channel-multiple: 4              channels that the target's kernels move at a time
@@ -32,6 +33,7 @@ import pytest
 
 from edgeq.certify import certify
 from edgeq.graph import check, to_bytes, to_text
+from edgeq.longest import MAX_DIM
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import QTYPES
 from edgeq.onnx_api import infer_shapes
@@ -106,6 +108,7 @@ class Case:
             input_types=dict(text.split("=") for text in self.all("input-type")),
             output_types=dict(text.split("=") for text in self.all("output-type")),
             input_ranges=self.ranges(),
+            max_dim=int(next(iter(self.all("max-dim")), MAX_DIM)),
         )
 
     def ranges(self) -> dict[str, tuple[int, int]]:
@@ -126,7 +129,7 @@ class Case:
 
 KNOWN = (
     "options", "input-type", "input-range", "output-type", "qparams", "fused", "channel-multiple",
-    "recipe", "set", "keep-float", "note",
+    "recipe", "set", "keep-float", "max-dim", "note",
 )  # fmt: skip
 NO_SAMPLES: Any = ()  # passes that stream samples have tests of their own
 

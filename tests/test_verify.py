@@ -254,6 +254,11 @@ def test_other_sizes(inputs, seen, tried):
     assert list(other_sizes(inputs, seen)) == tried
 
 
+def test_no_size_is_beyond_what_is_proven():
+    item = sized("a", (1, 20), ("n", "l"))
+    assert list(other_sizes([item], max_dim=3)) == [{"n": 3, "l": 3}, {"n": 2, "l": 2}]
+
+
 def test_an_input_takes_other_sizes():
     item = sized("a", (1, 6, 40), ("n", None, "l"))
     assert resized(item, {"n": 3, "l": 17, "k": 9}).shape == (3, 6, 17)
