@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeq.buckets import Buckets
 from edgeq.data import Samples as Samples
 from edgeq.errors import DataError, ModelError
 from edgeq.graph import Editor, clone, producer, remove_dead
@@ -43,12 +44,14 @@ class Calibration:
         samples: How many samples there were.
         digest: sha256 over the samples: names, dtypes, shapes and bytes, in order.
         inputs: What they showed of the inputs themselves.
+        buckets: What the statistics are kept by too, if by anything.
     """
 
     statistics: Mapping[str, Statistics]
     samples: int
     digest: str
     inputs: SeenInputs = field(default_factory=SeenInputs)
+    buckets: Buckets | None = None
 
 
 def calibrate(
@@ -57,6 +60,7 @@ def calibrate(
     values: Sequence[str],
     *,
     batch: int = 1,
+    buckets: Buckets | None = None,
     progress: Progress = _silent,
 ) -> Calibration:
     """Run `model` on all samples and observe `values`.
@@ -66,6 +70,7 @@ def calibrate(
         samples: Feeds with a batch axis; iterated once, or more often for large models.
         values: Names of float32 values of the model; graph inputs may be among them.
         batch: Feeds that are run at once, for models whose batch axis is symbolic.
+        buckets: Keep statistics by the value of this integer input too.
         progress: Told `calibrate`, the feeds done, and their number, if known.
 
     Raises:
@@ -77,7 +82,7 @@ def calibrate(
         raise DataError("the calibration set is empty: give at least one sample")
     inputs = [str(value.name) for value in model.graph.inputs if value.name in set(values)]
     made = [name for name in dict.fromkeys(values) if name not in inputs]
-    observers = {name: Observer() for name in values}
+    observers = {name: Observer(0 if buckets is None else buckets.count) for name in values}
     groups = _groups(model, made, first) or [[]]
     report = _Progress(progress, samples, len(groups))
     digest, seen = hashlib.sha256(), InputObserver(model)
@@ -93,7 +98,8 @@ def calibrate(
                     _update(digest, feed)
                     seen.add(feed)
                 found |= {name: real[name] for name in inputs}
-            _observe(observers, found, done, len(feeds))
+            bucket = None if buckets is None else buckets.of(real)
+            _observe(observers, found, bucket, done, len(feeds))
             done += len(feeds)
             report(number, done)
         counts.append(done)
@@ -104,7 +110,7 @@ def calibrate(
         )
     results = {name: observer.result() for name, observer in observers.items()}
     statistics = MappingProxyType(results)
-    return Calibration(statistics, counts[0], digest.hexdigest(), seen.result())
+    return Calibration(statistics, counts[0], digest.hexdigest(), seen.result(), buckets)
 
 
 def tapped_session(model: ir.Model, names: Sequence[str]) -> Session:
@@ -198,11 +204,15 @@ def _update(digest: "hashlib._Hash", feed: Feeds) -> None:
 
 
 def _observe(
-    observers: Mapping[str, Observer], found: Mapping[str, Array], done: int, count: int
+    observers: Mapping[str, Observer],
+    found: Mapping[str, Array],
+    bucket: int | None,
+    done: int,
+    count: int,
 ) -> None:
     for name, array in found.items():
         try:
-            observers[name].add(array)
+            observers[name].add(array, bucket)
         except ValueError as error:
             place = f"sample {done}" if count == 1 else f"samples {done} to {done + count - 1}"
             raise DataError(

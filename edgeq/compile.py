@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from edgeq.buckets import find_buckets
 from edgeq.bundle import check_destination, write_bundle
 from edgeq.calibrate import calibrate
 from edgeq.certify import Certificate, certify
@@ -193,7 +194,11 @@ def _quantize(
     assert reference is not None
     with stages("calibrate"):
         context.calibration = calibrate(
-            reference, context.samples, activations(reference), progress=stages.progress
+            reference,
+            context.samples,
+            activations(reference),
+            buckets=find_buckets(input_specs(reference, input_ranges=request.input_ranges)),
+            progress=stages.progress,
         )
     with stages("quantize"):
         records += run_pipeline(context.recipe.quantize, model, context, stages.progress)

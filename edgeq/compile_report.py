@@ -15,7 +15,16 @@ from edgeq.manifest import (
     TensorInfo,
 )
 from edgeq.qdq import linear_group, operand, quantize_node
-from edgeq.report import FloatRow, MetricRow, PassRow, ProofRow, Report, VerdictRow
+from edgeq.report import (
+    BucketRow,
+    BucketTable,
+    FloatRow,
+    MetricRow,
+    PassRow,
+    ProofRow,
+    Report,
+    VerdictRow,
+)
 from edgeq.targeting import Target
 from edgeq.versions import versions
 
@@ -53,6 +62,7 @@ def build_report(compiled: Compiled, target: Target) -> Report:
         notes=(*(("load", note) for note in source.notes), *context.notes),
         remnants=float_remnants(compiled),
         versions=versions(),
+        buckets=_bucket_table(compiled),
     )
 
 
@@ -85,6 +95,20 @@ def build_manifest(compiled: Compiled, target: Target) -> Manifest:
         evaluation_digest=compiled.evaluation_digest,
         max_dim=compiled.context.max_dim,
     )
+
+
+def _bucket_table(compiled: Compiled) -> BucketTable | None:
+    calibration = compiled.context.calibration
+    assert calibration is not None
+    if calibration.buckets is None:
+        return None
+    rows = tuple(
+        BucketRow(name, found.buckets)
+        for name, found in calibration.statistics.items()
+        if name in compiled.context.qparams and found.buckets is not None
+    )
+    seen = any(any(row.statistics.count) for row in rows)
+    return BucketTable(calibration.buckets, rows) if seen else None
 
 
 def _recipe_text(compiled: Compiled) -> str:

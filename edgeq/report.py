@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from edgeq.buckets import Buckets, BucketStatistics
 from edgeq.fidelity import Fidelity
 from edgeq.trajectory import TrajectoryComparison
 from edgeq.trajectory_chart import draw_chart
@@ -74,6 +75,22 @@ class MetricRow:
     float_model: float | None = None
 
 
+@dataclass(frozen=True)
+class BucketRow:
+    """What calibration saw of a tensor, by the value of an integer input."""
+
+    tensor: str
+    statistics: BucketStatistics
+
+
+@dataclass(frozen=True)
+class BucketTable:
+    """What calibration saw of every quantized tensor, by the value of an integer input."""
+
+    buckets: Buckets
+    rows: tuple[BucketRow, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """The whole story of a compilation.
@@ -96,6 +113,8 @@ class Report:
         notes: What was done on loading, and what else the user should know: (subject, text).
         remnants: What stays float32.
         versions: Of edgeq and the packages that the bits depend on.
+        buckets: Where an integer input with one value for a sample has a known range, a timestep
+            say: what tensors are like at which values.
         trajectory: For a diffusion model: images drawn with it and the float model, where the user
             had that done.
     """
@@ -117,6 +136,7 @@ class Report:
     notes: tuple[tuple[str, str], ...] = ()
     remnants: tuple[FloatRow, ...] = ()
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    buckets: BucketTable | None = None
     trajectory: TrajectoryComparison | None = None
 
     @property
@@ -171,6 +191,7 @@ def render_html(report: Report) -> str:
         layers=worst_first(report.layers),
         kinds=_kinds(report),
         kernels=sorted(report.kernels.items(), key=lambda item: (-item[1], item[0])),
+        widest=_widest_spread(report.buckets),
         chart=None if report.trajectory is None else draw_chart(report.trajectory),
     )
 
@@ -187,6 +208,11 @@ def worst_first(layers: tuple[Fidelity, ...]) -> list[LayerView]:
         )
         for item in ordered
     ]
+
+
+def _widest_spread(table: BucketTable | None) -> list[BucketRow]:
+    rows = () if table is None else table.rows
+    return sorted(rows, key=lambda row: -row.statistics.spread)
 
 
 def size_text(size: int) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.buckets import BucketMeter, BucketStatistics
 from edgeq.histogram import BLOCK, GrowingHistogram, Histogram
 
 MAX_LEVELS = 1024
@@ -46,6 +47,7 @@ class Statistics:
         channel_high: Largest element per channel.
         channel_mean: Mean per channel.
         channel_square: Mean square per channel.
+        buckets: By the value of an integer input, where that was asked for.
     """
 
     count: int
@@ -59,20 +61,31 @@ class Statistics:
     channel_high: Float64
     channel_mean: Float64
     channel_square: Float64
+    buckets: BucketStatistics | None = None
 
 
 class Observer:
     """Builds the statistics of one value, sample by sample."""
 
-    def __init__(self) -> None:
+    def __init__(self, buckets: int = 0) -> None:
+        """Begin.
+
+        Args:
+            buckets: How many there are of an integer input; 0: none are kept.
+        """
         self._histogram = GrowingHistogram()
         self._levels: Levels | None = Levels(np.zeros(0, np.float32), np.zeros(0, np.int64))
         self._count = 0
         self._average = (0.0, 0.0)
         self._channels: Channels | None = None
+        self._buckets = BucketMeter(buckets) if buckets else None
 
-    def add(self, array: NDArray[np.float32]) -> None:
+    def add(self, array: NDArray[np.float32], bucket: int | None = None) -> None:
         """Take in one sample's array of any shape; an empty one says nothing.
+
+        Args:
+            array: The value.
+            bucket: Which one the sample is in, if it is in one.
 
         Raises:
             ValueError: An element is NaN or infinite.
@@ -97,13 +110,16 @@ class Observer:
         if self._channels is None:
             self._channels = Channels(by_channel.shape[0])
         self._channels.add(by_channel)
+        if self._buckets is not None and bucket is not None:
+            self._buckets.add(bucket, array, low, high)
 
     def result(self) -> Statistics:
         """Return the statistics so far; zeros where no element was seen."""
         if self._channels is None:
             nothing = np.zeros(1)
             view = self._histogram.view()
-            return Statistics(0, 0.0, 0.0, 0.0, 0.0, view, None, *([nothing] * 4))
+            zeros = (nothing, nothing, nothing, nothing)
+            return Statistics(0, 0.0, 0.0, 0.0, 0.0, view, None, *zeros)
         channels = self._channels
         return Statistics(
             count=self._count,
@@ -117,6 +133,7 @@ class Observer:
             channel_high=channels.high.copy(),
             channel_mean=channels.total / channels.count,
             channel_square=channels.squares / channels.count,
+            buckets=None if self._buckets is None else self._buckets.result(),
         )
 
 

@@ -9,8 +9,10 @@ import onnx_ir as ir
 import pytest
 
 import edgeq.calibrate
+from edgeq.buckets import Buckets, find_buckets
 from edgeq.calibrate import Calibration, calibrate
 from edgeq.errors import DataError, ModelError
+from edgeq.feeds import InputSpec
 from edgeq.graph import to_bytes
 from edgeq.runtime import make_session, run
 from edgeq.statistics import Observer
@@ -213,3 +215,71 @@ def model_without_tail(model: ir.Model) -> ir.Model:
         if node.op_type in ("Flatten", "Gemm"):
             copy.graph.remove(node, safe=True)
     return copy
+
+
+def by_time(steps, batch=1):
+    """Return samples whose size grows with an integer input."""
+    generator = np.random.default_rng(0)
+    return [
+        {
+            "x": (t + 1) * generator.normal(size=(batch, 2, 5, 5)).astype(np.float32),
+            "t": np.arange(t, t + batch, dtype=np.int64),
+        }
+        for t in steps
+    ]
+
+
+@pytest.fixture
+def timed(model):
+    t = ir.Value(name="t", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["batch"]))
+    model.graph.inputs.append(t)
+    made = ir.node("Cast", [t], attributes={"to": ir.DataType.FLOAT}, name="cast")
+    made.outputs[0].name = "real"
+    made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    model.graph.append(made)
+    model.graph.outputs.append(made.outputs[0])
+    return model
+
+
+def test_statistics_by_the_value_of_an_input(timed):
+    buckets = Buckets("t", 0, 99, 5)
+    feeds = by_time(range(40, 100))
+    found = calibrate(timed, feeds, ["x", "y", "real"], buckets=buckets)
+    assert found.buckets == buckets
+    x, real = found.statistics["x"].buckets, found.statistics["real"].buckets
+    assert x is not None and real is not None
+    assert x.count == (0, 0, 1000, 1000, 1000) and x.low[:2] == x.high[:2] == x.rms[:2] == (0, 0)
+    for place, part in ((2, feeds[:20]), (3, feeds[20:40]), (4, feeds[40:])):
+        values = np.stack([feed["x"] for feed in part]).astype(np.float64)
+        assert (x.low[place], x.high[place]) == (values.min(), values.max())
+        assert x.rms[place] == pytest.approx(np.sqrt((values**2).mean()), rel=1e-12)
+    assert real.low[2:] == (40, 60, 80) and real.high[2:] == (59, 79, 99)
+    assert x.spread == pytest.approx(x.rms[4] / x.rms[2]) and x.spread > 1.5
+    without = calibrate(timed, feeds, ["x"]).statistics["x"]
+    assert without.buckets is None and without.high == found.statistics["x"].high
+
+
+def test_feeds_in_several_buckets_count_in_none(timed):
+    found = calibrate(
+        timed, by_time([3, 4, 18, 90], batch=4), ["x"], buckets=Buckets("t", 0, 99, 5)
+    )
+    seen = found.statistics["x"].buckets
+    assert seen is not None and seen.count == (400, 0, 0, 0, 200)
+
+
+@pytest.mark.parametrize(
+    ("value", "bucket"),
+    [(-1, None), (0, 0), (49, 0), (50, 1), (949, 18), (950, 19), (999, 19), (1000, None)],
+)
+def test_buckets_are_equal_parts(value, bucket):
+    assert Buckets("t", 0, 999).of({"t": np.array([value])}) == bucket
+
+
+def test_buckets_need_one_integer_for_a_sample_and_its_range():
+    kind, spans = np.dtype(np.int64), (0, 999)
+    specs = [InputSpec("x", np.dtype(np.float32), (None, 3)), InputSpec("t", kind, (None,))]
+    tokens = InputSpec("ids", kind, (None, None), (0, 64))
+    assert find_buckets([*specs, tokens]) is None
+    assert find_buckets([tokens, InputSpec("t", kind, (None,), spans)]) == Buckets("t", 0, 999)
+    few = InputSpec("label", kind, (), (1, 10))
+    assert find_buckets([few]) == Buckets("label", 1, 10, 10)

@@ -76,7 +76,12 @@ def test_a_bundle_gets_its_report(model):
     options = ("compare", model, "build", *DDIM, "--steps", 3, "--samples", 2, "--report", "-q")
     found = run(*options)
     assert found.exit_code == 0, found.output
-    assert "Trajectory" in Path("build/report.html").read_text()
+    page = Path("build/report.html").read_text()
+    assert "Trajectory" in page and "Tensors over timestep" in page
+    table = json.loads(Path("build/report.json").read_text())["buckets"]
+    assert table["buckets"] == {"name": "timestep", "low": 0, "high": 999, "count": 20}
+    (row,) = [row for row in table["rows"] if row["tensor"] == "sample"]
+    assert row["statistics"]["count"] == [64, 0] * 10
     assert open_bundle("build").manifest.bitwise.mismatches == 0
     assert float(found.output.splitlines()[-1].split()[2]) > 20
 

@@ -49,7 +49,7 @@ def coarse(feeds):
 def proto(batch="batch", timestep=("batch",), sizes=SHAPE):
     """A model with the inputs of a diffusion model."""
     nodes = [
-        helper.make_node("Mul", ["sample", "half"], ["scaled"]),
+        helper.make_node("Conv", ["sample", "half"], ["scaled"]),
         helper.make_node("Cast", ["timestep"], ["real"], to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["real", "column"], ["time"]),
         helper.make_node("Mul", ["time", "rate"], ["small"]),
@@ -64,7 +64,7 @@ def proto(batch="batch", timestep=("batch",), sizes=SHAPE):
         ],
         [helper.make_tensor_value_info("noise", TensorProto.FLOAT, [batch, *sizes])],
         [
-            helper.make_tensor("half", TensorProto.FLOAT, [], [0.5]),
+            helper.make_tensor("half", TensorProto.FLOAT, [1, 1, 1, 1], [0.5]),
             helper.make_tensor("rate", TensorProto.FLOAT, [], [1e-4]),
             helper.make_tensor("column", TensorProto.INT64, [4], [-1, 1, 1, 1]),
         ],
