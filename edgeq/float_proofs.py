@@ -81,7 +81,7 @@ _MOVES: Mapping[str, int] = MappingProxyType(
         "GatherND": 1, "GlobalMaxPool": 1, "Identity": 1, "MaxPool": 1, "NonZero": -1, "Pad": 1,
         "Range": -1, "ReduceMax": 1, "ReduceMin": 1, "Reshape": 1, "Shape": -1, "Size": -1,
         "Slice": 1, "SpaceToDepth": 1, "Split": 1, "Squeeze": 1, "Tile": 1, "Transpose": 1,
-        "Unsqueeze": 1, "Where": -2,
+        "Trilu": 1, "Unsqueeze": 1, "Where": -2,
     }
 )  # fmt: skip
 
@@ -95,6 +95,8 @@ def _movement(node: ir.Node, inputs: Facts) -> Reason:
     if node.op_type == "Pad" and isinstance(fact, Grid):
         value = inputs[2] if len(inputs) > 2 else None
         fact = x.join(fact, value if value is not None else Grid(fact.step, 0.0, 0.0))
+    if node.op_type == "Trilu" and isinstance(fact, Grid):
+        fact = x.join(fact, Grid(fact.step, 0.0, 0.0))
     if node.op_type in ("Cast", "CastLike"):
         return _cast(node, fact)
     if node.op_type in ("Gather", "GatherElements") and constant(node.inputs[0]) is not None:
@@ -191,6 +193,7 @@ _SINGLE: Mapping[str, Single] = MappingProxyType(
         "Floor": _whole,
         "Greater": _any,
         "GreaterOrEqual": _any,
+        "IsNaN": _any,
         "LeakyRelu": _leaky,
         "Less": _any,
         "LessOrEqual": _any,
