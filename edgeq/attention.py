@@ -12,7 +12,7 @@ range it would eat. In a QDQ graph `q` and `k` come from DequantizeLinear nodes,
 QuantizeLinear.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -116,17 +116,21 @@ def inner_values(attentions: Iterable[Attention]) -> list[ir.Value]:
     make is an activation like any other, and not among them.
     """
     attentions = list(attentions)
-    inside: dict[ir.Node, None] = {}
     found: dict[ir.Value, None] = {}
+    readers: set[ir.Node] = set()
     for attention in attentions:
-        inside |= dict.fromkeys((*attention.chain, attention.softmax))
+        readers.update(attention.chain)
         found |= dict.fromkeys(n.outputs[0] for n in (attention.scores, *attention.chain))
         if attention.guard is not None:
             found[attention.softmax.outputs[0]] = None
     terms = dict.fromkeys(t.value for a in attentions for t in a.terms if _is_plain(t.value))
-    while fresh := [v for v in _sources(terms, inside) if v not in found and _is_read(v, inside)]:
+    pending = list(terms)
+    while fresh := [v for v in pending if v not in found and _is_private(v, readers)]:
         found |= dict.fromkeys(fresh)
-        inside |= dict.fromkeys(node for v in fresh if (node := v.producer()) is not None)
+        makers = [node for v in fresh if (node := v.producer()) is not None]
+        readers.update(makers)
+        # What had other readers may have none left now.
+        pending += [v for node in makers for v in activation_inputs(node)]
     return list(found)
 
 
@@ -220,18 +224,11 @@ def _is_plain(value: ir.Value) -> bool:
     return _is(node, *_MAKES_MASKS) and all(map(_is_plain, floats))
 
 
-def _sources(terms: Iterable[ir.Value], inside: Iterable[ir.Node]) -> Iterator[ir.Value]:
-    """Yield the terms, and what the nodes that make them read; floats computed at run time."""
-    made = {value.producer() for value in terms}
-    yield from (value for value in terms if is_activation(value))
-    for node in inside:
-        if node in made or node.op_type in _MAKES_MASKS:
-            yield from activation_inputs(node)
-
-
-def _is_read(value: ir.Value, inside: dict[ir.Node, None]) -> bool:
-    """Whether the nodes inside alone read `value`."""
-    return not value.is_graph_output() and all(node in inside for node in consumers(value))
+def _is_private(value: ir.Value, readers: Collection[ir.Node]) -> bool:
+    """Whether `value` is a float computed at run time that none but `readers` read."""
+    if not is_activation(value) or value.is_graph_output():
+        return False
+    return all(node in readers for node in consumers(value))
 
 
 def _guard(softmax: ir.Node) -> ir.Node | None:
