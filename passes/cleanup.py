@@ -29,8 +29,7 @@ from edgeq.simplify import simplify_nodes
 # Padding has a pass of its own, which knows where folding is exact; merging the projections of an
 # attention would make three weights share one observer, and fused attention is no ONNX operator.
 SKIPPED = ["fuse_pad_into_conv", "fuse_pad_into_pool", "fuse_qkv", "fuse_attention", "fuse_gqa"]
-WEIGHTS_SHOWN = 2**20  # bytes; above this onnxsim gets no values where weights sum up to a lot
-WEIGHTS_TOTAL = 2**28
+WEIGHTS_SHOWN = 2**20  # bytes; values of larger weights are not onnxsim's: it copies and folds them
 GROWTH = 2**24  # bytes; folding an Expand can make a small graph huge
 
 
@@ -80,9 +79,7 @@ def _run_onnxsim(model: ir.Model, context: Context) -> None:
         return
     import onnxsim  # slow to import, and only this pass needs it
 
-    tensors = [v.const_value for v in model.graph.initializers.values()]
-    weights = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    proto, hidden = without_weights(model, WEIGHTS_SHOWN if weights > WEIGHTS_TOTAL else weights)
+    proto, hidden = without_weights(model, WEIGHTS_SHOWN)
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

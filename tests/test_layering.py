@@ -36,7 +36,7 @@ LAYERS = {
     "operators": "operators operators.* float_sums",
     "simulate": "simulate stimuli fidelity trajectory index_tables",
     "in and out": "runtime npz feeds spool user_code data metrics language load export source"
-    " observe"
+    " model_file observe"
     " histogram buckets statistics clipping entropy weight_range weight_codes"
     " calibrate seen_inputs",
     "targeting": "by_name targeting",

@@ -22,12 +22,12 @@ def export(
 ) -> None:
     """Export a torch module: FACTORY returns (module, example inputs[, dynamic shapes])."""
     from edgeq.export import export_factory, export_pt2
-    from edgeq.graph import to_bytes
+    from edgeq.model_file import write_model
 
     check_file(output, ".onnx", force=force)
     with quiet_stdout():
         model = export_pt2(factory) if factory.endswith(".pt2") else export_factory(factory)
-    write_file(output, to_bytes(model))
+    write_model(output, model)
     print(output)
 
 
