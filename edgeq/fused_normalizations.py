@@ -36,8 +36,8 @@ def write_rms(
         weight: Broadcastable to `x`; None for 1.
     """
     mean = write("ReduceMean", write("Mul", x, x), write.integers(*axes), keepdims=1)
-    root = write("Sqrt", write("Add", mean, write.number(epsilon)))
-    unit = write("Div", x, root)
+    shifted = write("Add", mean, write.number(epsilon)) if epsilon else mean
+    unit = write("Div", x, write("Sqrt", shifted))
     return unit if weight is None else write("Mul", unit, weight)
 
 

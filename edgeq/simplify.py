@@ -23,6 +23,7 @@ from edgeq.graph import (
     static_shape,
     take_output,
 )
+from edgeq.normalization_spelling import write_normalization
 
 
 def simplify_nodes(graph: ir.Graph) -> int:
@@ -35,6 +36,7 @@ def simplify_nodes(graph: ir.Graph) -> int:
         _transpose_twice,
         _plain_softmax,
         write_elementary,
+        write_normalization,
     )
     return sum(rule(node, editor) for node in list(graph) if not node.domain for rule in rules)
 
