@@ -129,5 +129,5 @@ def golden(folder: Path, manifest: Mapping[str, Any], name: str) -> list[Arrays]
         if array.ndim == 0 or len(array) % count:
             raise CheckError(f"{folder}: golden/{name}.npz: {key!r} does not hold {count} runs")
         for run, part in zip(runs, np.split(array, count), strict=True):
-            run[key] = part[0] if key in scalars else part
+            run[key] = np.asarray(part[0]) if key in scalars else part
     return runs

@@ -138,19 +138,23 @@ def resized(item: StimulusInput, sizes: Mapping[str, int]) -> StimulusInput:
 
 def stimulus(kind: str, item: StimulusInput, seed: int = 0, number: int = 0) -> NDArray[Any]:
     """Return one input of the given kind, with `item`'s dtype and shape."""
+    # numpy gives scalars where there is no axis, which runtimes do not take.
+    return np.asarray(_made(kind, item, seed, number), item.dtype)
+
+
+def _made(kind: str, item: StimulusInput, seed: int, number: int) -> NDArray[Any]:
     # crc32, not hash(): the latter changes with every process.
     generator = np.random.default_rng([seed, number, zlib.crc32(f"{kind}:{item.name}".encode())])
     if item.dtype.kind in "iu":
-        return _CODES[kind](item.shape, _limits(item), generator, number).astype(item.dtype)
+        return _CODES[kind](item.shape, _limits(item), generator, number)
     qparams = item.qparams
     if qparams is None:
         return _unquantized(kind, item, generator)
     if kind == "ties":
-        return _near_ties(item.shape, qparams, generator).astype(item.dtype)
+        return _near_ties(item.shape, qparams, generator)
     if kind == "outside":
-        return _outside(item.shape, qparams, generator).astype(item.dtype)
-    codes = _CODES[kind](item.shape, _limits(item), generator, number)
-    return qparams.dequantize(codes).astype(item.dtype)
+        return _outside(item.shape, qparams, generator)
+    return qparams.dequantize(_CODES[kind](item.shape, _limits(item), generator, number))
 
 
 def _limits(item: StimulusInput) -> "_Limits":

@@ -1,5 +1,6 @@
 """Tables of what one integer decides: the rows' bits, float equality, ranges that do not fit."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+import edgeq
+from edgeq.bundle import open_bundle
 from edgeq.cli import app
 from edgeq.errors import ModelError
 from edgeq.graph import constant, to_bytes, weight_bytes
@@ -284,3 +287,21 @@ def test_the_unet_of_the_zoo():
     feeds = {"sample": sample, "timestep": np.array([0, 999, 250, 3])}
     expected = run(before, feeds)
     assert np.abs(run(after, feeds) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("batch", ["N", None])
+def test_a_diffusion_model_from_files_to_the_device(tmp_path, monkeypatch, batch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(diffusion(batch), "model.onnx")
+    np.savez("calibration.npz", x=images(12), t=np.arange(12) * 80)
+    words = ["compile", "model.onnx", "--target", "ort-cpu", "--calibration", "calibration.npz"]
+    found = CliRunner().invoke(app, [*words, "-o", "out", "-q", "--input-range", "t=0:999"])
+    assert found.exit_code == 0, found.output
+    result = edgeq.check("out", taps=True)
+    result.raise_for_mismatch()
+    assert result.latency_ms["median"] > 0
+    entry = json.loads(Path("out/manifest.json").read_text())
+    (span,) = [item["range"] for item in entry["inputs"] if "range" in item]
+    assert span == [0, 999] and open_bundle("out").manifest.inputs[1].span == (0, 999)
+    with np.load("out/golden/inputs.npz") as golden:
+        assert golden["t"].min() == 0 and golden["t"].max() == 999

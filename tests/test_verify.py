@@ -210,9 +210,13 @@ def test_integers_are_walked_from_end_to_end():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_input_may_have_no_axis(kind):
-    item = StimulusInput("t", np.dtype(np.int64), (), None, 5, 9)
-    found = [stimulus(kind, item, number=number) for number in range(3)]
-    assert all(a.shape == () and a.dtype == np.int64 and 5 <= a <= 9 for a in found)
+    step = StimulusInput("t", np.dtype(np.int64), (), None, 5, 9)
+    found = [stimulus(kind, step, number=number) for number in range(3)]
+    assert all(isinstance(a, np.ndarray) and a.dtype == np.int64 for a in found)
+    assert all(a.shape == () and 5 <= a <= 9 for a in found)
+    for qparams in (QPARAMS, None):
+        real = stimulus(kind, StimulusInput("x", np.dtype(np.float32), (), qparams))
+        assert isinstance(real, np.ndarray) and real.shape == () and real.dtype == np.float32
 
 
 def sized(name, shape, symbols):
