@@ -34,7 +34,7 @@ LAYERS = {
     " counts run_time_shapes symbolic_shapes",
     "recipe": "recipe",
     "operators": "operators operators.* float_sums",
-    "simulate": "simulate stimuli fidelity trajectory index_tables",
+    "simulate": "simulate stimuli fidelity softmax_bias trajectory index_tables",
     "in and out": "runtime npz feeds spool user_code data metrics language load export source"
     " model_file observe"
     " histogram buckets statistics clipping entropy weight_range weight_codes"
