@@ -123,6 +123,7 @@ def test_rows_without_a_bundle_or_a_peer():
         ("too slow", Latency("a", 2.0, 1.0, 1.3, 9), 1),
         ("slower than float", Latency("a", 1.0, 1.0, 1.1, 9), 1),
         ("slower than a tiny float", Latency("a", 0.2, 0.2, 0.21, 9), 0),
+        ("attention, however tiny", Latency("a", 0.2, 0.2, 0.21, 9, "attention"), 1),
         ("no peer", Latency("a", 2.0, None, 1.0, 9), 0),
         ("no peer, slower than float", Latency("a", 1.0, None, 1.1, 9), 1),
         ("a mean alone is limited", Latency("a", 2.0, 1.0, 1.5, 9, "attention"), 0),
