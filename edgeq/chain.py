@@ -54,13 +54,6 @@ class Chain:
         assert sizes.count(-1) < 2, f"{value.name}: several sizes of {shape} are unknown"
         return self("Reshape", value, self.constant(np.array(sizes, np.int64)), shape=shape)
 
-    def unsqueeze(self, value: ir.Value, axes: Sequence[int]) -> ir.Value:
-        """Make an Unsqueeze; `axes` are those of the result, ascending."""
-        sizes: list[int | ir.SymbolicDim] = list(value.shape or ())
-        for axis in axes:
-            sizes.insert(axis, 1)
-        return self("Unsqueeze", value, self.constant(np.array(axes, np.int64)), shape=sizes)
-
     def constant(self, array: NDArray[Any] | np.generic) -> ir.Value:
         """Return an initializer; equal arrays share one."""
         key = (str(array.dtype), array.shape, array.tobytes())

@@ -2,10 +2,10 @@
 
 For a row of N elements with the sums S1 of the elements and S2 of their squares,
 
-    mean = S1 / N        variance = (N * S2 - S1 * S1) / N**2        mean square = N * S2 / N**2
+    mean = S1 / N        N * variance = S2 - S1 * mean        N * mean square = S2
 
-The numerators are exact up to 2**53; beyond, both products are rounded: by less than 2**-52 of the
-largest element's square, times N**2.
+The product is off by less than 2**-52 of the largest S2: in the variance, by 2**-20 squared steps
+of 16-bit codes. In a row of equal elements it is exact, and the variance 0.
 """
 
 import math
@@ -18,6 +18,9 @@ from edgeq.chain import Chain
 from edgeq.longest import most_elements
 from edgeq.row_sums import ROOM, Rows, row_sums
 
+# From here on, the error of the product may exceed N * variance, which is at least 1/2 in a row
+# that is not constant: the difference may be a little below zero.
+_ROUNDED = 2**51
 FLOAT, DOUBLE, INT64 = ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT64
 
 
@@ -46,46 +49,59 @@ class RowStatistics:
         self._x = x
         self._rows = rows
         self._reach = reach
-        self._counts: list[ir.Value] = []
+        self._count: ir.Value | None = None
 
     def mean_and_variance(self) -> tuple[ir.Value, ir.Value]:
-        """Return the mean in float32, and N**2 times the variance in float64; no axes of rows."""
+        """Return the mean in float32, and N times the variance in float64; axes of length 1."""
         chain = self._chain
         total = row_sums(chain, self._x, self._rows, self._reach)
-        mean = chain.cast(chain("Div", total, self.lengths()), FLOAT)
-        variance = chain("Sub", self.mean_square(), chain("Mul", total, total))
-        if (self._rows.longest * self._reach) ** 2 > ROOM[DOUBLE]:
-            # The difference of rounded products may be a little below zero.
-            variance = chain("Max", variance, chain.constant(np.float64(0)))
-        return mean, variance
+        mean = chain("Div", total, self.length())
+        squares = self.squares()
+        variance = chain("Sub", squares, chain("Mul", total, mean))
+        if self._rows.longest * self._reach**2 >= _ROUNDED:
+            variance = chain("Max", variance, self._number(0.0))
+        return chain.cast(mean, FLOAT), variance
 
-    def mean_square(self) -> ir.Value:
-        """Return N**2 times the mean square in float64; no axes of rows."""
+    def squares(self) -> ir.Value:
+        """Return the sum of the squares, N times their mean, in float64; axes of length 1."""
         chain, bound = self._chain, self._reach**2
         wide = self._x if bound <= ROOM[FLOAT] else chain.cast(self._x, DOUBLE)
-        total = row_sums(chain, chain("Mul", wide, wide), self._rows, bound)
-        return chain("Mul", total, self.lengths())
+        return row_sums(chain, chain("Mul", wide, wide), self._rows, bound)
 
-    def lengths(self, factor: NDArray[np.float64] | float = 1.0, *, power: int = 1) -> ir.Value:
-        """Return `factor * N**power` in float64: a constant, where the model knows N."""
-        factor = np.asarray(factor, np.float64)
+    def length(self) -> ir.Value:
+        """Return N in float64: a constant, where the model knows it."""
         if self._rows.length is not None:
-            return self._chain.constant(np.asarray(factor * float(self._rows.length**power)))
-        result = self._run_time_length()
-        for _ in range(power - 1):
-            result = self._chain("Mul", result, self._run_time_length())
-        if not factor.ndim and factor == 1:
-            return result
-        return self._chain("Mul", self._chain.constant(factor), result)
+            return self._number(self._rows.length)
+        if self._count is None:
+            self._count = self._run_time_length()
+        return self._count
+
+    def length_times(self, factor: float) -> ir.Value:
+        """Return `factor * N` in float64."""
+        if self._rows.length is not None:
+            return self._number(self._rows.length * factor)
+        return self._chain("Mul", self.length(), self._number(factor))
+
+    def root_times(self, factor: NDArray[np.float64] | float) -> ir.Value:
+        """Return `factor * sqrt(N)` in float64."""
+        if self._rows.length is not None:
+            return self._number(math.sqrt(self._rows.length) * np.asarray(factor))
+        root = self._chain("Sqrt", self.length())
+        return self._chain("Mul", self._number(factor), root)
+
+    def _number(self, number: NDArray[np.float64] | float) -> ir.Value:
+        """Return a constant of the rank of `x`: with fewer axes, ONNX Runtime broadcasts slowly."""
+        array = np.asarray(number, np.float64)
+        lead = (1,) * (len(self._x.shape or ()) - array.ndim)
+        return self._chain.constant(array.reshape(lead + array.shape))
 
     def _run_time_length(self) -> ir.Value:
-        """Return N in float64, computed from the shape."""
-        if not self._counts:
-            chain, ndim = self._chain, len(self._x.shape or ())
-            sizes = chain("Shape", self._x, shape=[ndim], dtype=INT64)
-            for axis in self._rows.axes:
-                size = chain("Gather", sizes, chain.constant(np.int64(axis)), shape=[])
-                self._counts.append(chain.cast(size, DOUBLE))
-            while len(self._counts) > 1:
-                self._counts[:2] = [chain("Mul", *self._counts[:2])]
-        return self._counts[0]
+        chain, ndim = self._chain, len(self._x.shape or ())
+        sizes = chain("Shape", self._x, shape=[ndim], dtype=INT64)
+        counts = [
+            chain.cast(chain("Gather", sizes, chain.constant(np.int64(axis)), shape=[]), DOUBLE)
+            for axis in self._rows.axes
+        ]
+        while len(counts) > 1:
+            counts[:2] = [chain("Mul", *counts[:2])]
+        return counts[0]

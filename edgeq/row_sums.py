@@ -8,6 +8,7 @@ for one type, pieces of it are summed there, and their sums in the next:
 so that only few elements have the wider type.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ class Rows:
 
 
 def row_sums(chain: Chain, x: ir.Value, rows: Rows, bound: int) -> ir.Value:
-    """Return the float64 sums of the rows of `x`, their axes gone.
+    """Return the float64 sums of the rows of `x`, whose axes have length 1.
 
     Args:
         chain: Makes the nodes.
@@ -47,22 +48,31 @@ def row_sums(chain: Chain, x: ir.Value, rows: Rows, bound: int) -> ir.Value:
     assert x.dtype is not None and x.shape is not None
     room = ROOM[x.dtype]
     if rows.longest * bound <= room:
-        return chain.cast(_reduce(chain, x, rows.axes), ir.DataType.DOUBLE)
+        sizes = [1 if axis in rows.axes else size for axis, size in enumerate(x.shape)]
+        total = _reduce(chain, x, rows.axes, sizes, keepdims=1)
+        return chain.cast(total, ir.DataType.DOUBLE)
     wider = [dtype for dtype, more in ROOM.items() if more > room]
     assert wider, f"{x.name}: int64 cannot hold sums of {rows.longest} numbers of up to {bound}"
     count = _pieces(rows, len(x.shape), room // bound)
     if count is not None and rows.length is not None:
         lead, piece = rows.axes[0], rows.length // count
-        parts = chain.reshape(x, ir.Shape([*x.shape[:lead], count, piece]), kept=lead)
-        x = _reduce(chain, parts, (lead + 1,))
-        rows, bound = Rows((lead,), count, count), bound * piece
+        sizes = [*x.shape[:lead], count, *(1,) * (len(rows.axes) - 1)]
+        parts = chain.reshape(x, ir.Shape([*sizes, piece]), kept=lead)
+        x = _reduce(chain, parts, (len(sizes),), sizes, keepdims=0)
+        rows, bound = Rows(rows.axes, count, count), bound * piece
     return row_sums(chain, chain.cast(x, wider[0]), rows, bound)
 
 
-def _reduce(chain: Chain, x: ir.Value, axes: tuple[int, ...]) -> ir.Value:
-    kept = [size for axis, size in enumerate(x.shape or ()) if axis not in axes]
+def _reduce(
+    chain: Chain,
+    x: ir.Value,
+    axes: tuple[int, ...],
+    sizes: Sequence[int | ir.SymbolicDim],
+    *,
+    keepdims: int,
+) -> ir.Value:
     over = chain.constant(np.array(axes, np.int64))
-    return chain("ReduceSum", x, over, shape=kept, keepdims=0)
+    return chain("ReduceSum", x, over, shape=sizes, keepdims=keepdims)
 
 
 def _pieces(rows: Rows, ndim: int, longest: int) -> int | None:

@@ -3,18 +3,19 @@
 before:  y = LayerNormalization(DequantizeLinear(x_q, s, z), gamma, beta)
 after:   u  = Cast(x_q)                                     integers held in float32
          S1 = ReduceSum(u);  S2 = ReduceSum(Mul(u, u))      exact, see `edgeq.row_sums`
-         v  = Sub(Mul(S2, N), Mul(S1, S1))                  in float64, one value for each row
-         r  = Div(N, Sqrt(Add(v, N * N * epsilon / (s * s))))
-         y  = Add(Mul(Mul(Sub(u, Cast(Div(S1, N))), Cast(r)), gamma), beta)
+         m  = Div(S1, N)                                    in float64, one value for each row
+         v  = Sub(S2, Mul(S1, m))
+         r  = Div(sqrt(N), Sqrt(Add(v, N * epsilon / (s * s))))
+         y  = Add(Mul(Mul(Sub(u, Cast(m)), Cast(r)), gamma), beta)
 
-N is the length of a row, `v / (N * N)` the variance in steps of the codes; normalisation ignores
+N is the length of a row, `v / N` the variance in squared steps of the codes; normalisation ignores
 the zero point. Only sums depend on an order, and these are exact: all else is one IEEE operation a
 node. Where gamma is one number for a row (InstanceNormalization), or for some channels of it
 (GroupNormalization, and Reshape - InstanceNormalization - Reshape - Mul), it becomes part of r.
 
 before:  y = Div(x, Sqrt(Add(ReduceMean(Mul(x, x)), epsilon)))     x = DequantizeLinear(x_q, s, z)
 after:   d = Sub(Cast(x_q), z);  S2 = ReduceSum(Mul(d, d))
-         y = Mul(d, Cast(Div(N, Sqrt(Add(Mul(S2, N), N * N * epsilon / (s * s))))))
+         y = Mul(d, Cast(Div(sqrt(N), Sqrt(Add(S2, N * epsilon / (s * s))))))
 """
 
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ class _Form:
         self.rows = rows_along(self.units, (2,) if found.groups else found.axes, max_dim)
         zero_point = 0 if found.centered else int(x.qparams.zero_point)
         if zero_point:
-            self.units = self.chain("Sub", self.units, self._constant(np.float32(zero_point)))
+            zero = self.chain.constant(np.float32(zero_point))
+            self.units = self.chain("Sub", self.units, zero)
         low, high = x.qparams.qtype.qmin - zero_point, x.qparams.qtype.qmax - zero_point
         reach = max(-low, high)
         self._check_room(reach)
@@ -83,7 +85,9 @@ class _Form:
         batch, *sizes = units.shape
         if not groups or (len(sizes) == 2 and sizes[0] == groups):
             return units
-        length = dim_quotient(sizes, [groups])
+        # A name for each size that has none: all of them bound the length of the rows.
+        named = [ir.SymbolicDim(f"axis_{i}") if _nameless(s) else s for i, s in enumerate(sizes, 1)]
+        length = dim_quotient(named, [groups])
         return self.chain.reshape(units, ir.Shape([batch, groups, length]), kept=1)
 
     def _check_room(self, reach: int) -> None:
@@ -95,25 +99,22 @@ class _Form:
                 f" leave the node in float with --keep-float '{node.name}'"
             )
 
-    def _constant(self, array: NDArray[np.float32] | np.generic) -> ir.Value:
-        return self.chain.constant(array)
-
     def write(self) -> None:
         """Replace the normalisation."""
         chain, statistics, found = self.chain, self.statistics, self.found
         distance = self.units
         if found.centered:
             mean, squares = statistics.mean_and_variance()
-            distance = chain("Sub", distance, chain.unsqueeze(mean, self.rows.axes))
+            distance = chain("Sub", distance, mean)
         else:
-            squares = statistics.mean_square()
+            squares = statistics.squares()
         if found.epsilon:
             epsilon = found.epsilon / float(self.x.qparams.scale) ** 2
-            squares = chain("Add", squares, statistics.lengths(epsilon, power=2))
+            squares = chain("Add", squares, statistics.length_times(epsilon))
         root = chain("Sqrt", squares)
         result = (self._by_channel if found.groups else self._by_row)(distance, root)
         if found.beta is not None:
-            result = chain("Add", result, self._constant(found.beta))
+            result = chain("Add", result, chain.constant(found.beta))
         chain.insert_before(found.node)
         output = found.node.outputs[0]
         replace_uses(output, result)
@@ -121,44 +122,43 @@ class _Form:
             take_output(output, result)
 
     def _by_row(self, distance: ir.Value, root: ir.Value) -> ir.Value:
-        """Return `distance * N / root * gamma`."""
+        """Return `distance * sqrt(N) / root * gamma`."""
         gamma, factor = self.found.gamma, 1.0
         if gamma is not None and np.all(gamma == gamma.reshape(-1)[0]):
             factor, gamma = float(gamma.reshape(-1)[0]), None
-        scale = self._over(factor, root)
-        result = self.chain("Mul", distance, self.chain.unsqueeze(scale, self.rows.axes))
-        return result if gamma is None else self.chain("Mul", result, self._constant(gamma))
+        result = self.chain("Mul", distance, self._over(factor, root))
+        return result if gamma is None else self.chain("Mul", result, self.chain.constant(gamma))
 
     def _by_channel(self, distance: ir.Value, root: ir.Value) -> ir.Value:
         """Return the same, in the shape of the result; gamma has one number for each channel."""
-        chain, found = self.chain, self.found
+        chain, found, shape = self.chain, self.found, self.x.codes.shape
+        assert shape is not None
         behind = _scale_behind(found, self.units)
         if behind is not None:
-            scale = self._channel_scale(behind.gamma, root)
-            behind.node.replace_input_with(behind.index, chain.unsqueeze(scale, behind.axes))
+            scale = self._channel_scale(behind.gamma, root, behind.ndim)
+            behind.node.replace_input_with(behind.index, scale)
             return self._in_place(distance)
         if found.gamma is None:
-            scale = chain.unsqueeze(self._over(1.0, root), self.rows.axes)
-            return self._in_place(chain("Mul", distance, scale))
-        scale = chain.unsqueeze(self._channel_scale(found.gamma, root), found.axes)
+            return self._in_place(chain("Mul", distance, self._over(1.0, root)))
+        scale = self._channel_scale(found.gamma, root, len(shape))
         return chain("Mul", self._in_place(distance), scale)
 
     def _over(self, factor: NDArray[np.float64] | float, root: ir.Value) -> ir.Value:
-        """Return `factor * N / root`, rounded to float32; a factor's last axis is that of `root`."""
+        """Return `factor * sqrt(N) / root`, rounded to float32; a factor has its last axes."""
         assert root.shape is not None
-        numerator = self.statistics.lengths(factor)
-        shape = [*root.shape[:-1], *np.shape(factor)[-1:]] if np.ndim(factor) else root.shape
-        return self.chain.cast(self.chain("Div", numerator, root, shape=shape), FLOAT)
+        sizes = [*root.shape[: len(root.shape) - np.ndim(factor)], *np.shape(factor)]
+        numerator = self.statistics.root_times(factor)
+        return self.chain.cast(self.chain("Div", numerator, root, shape=sizes), FLOAT)
 
-    def _channel_scale(self, gamma: NDArray[np.float32], root: ir.Value) -> ir.Value:
-        """Return `gamma * N / root`, (batch, channels); `root` is (batch, groups)."""
+    def _channel_scale(self, gamma: NDArray[np.float32], root: ir.Value, ndim: int) -> ir.Value:
+        """Return `gamma * sqrt(N) / root`, (batch, channels, 1, ...); `root` has groups."""
         assert root.shape is not None
         factor = gamma.astype(np.float64).reshape(self.found.groups, -1)
-        batch, size = root.shape[0], factor.shape[1]
-        if size == 1:
-            return self._over(factor.reshape(-1), root)
-        scale = self._over(factor, self.chain.unsqueeze(root, (2,)))
-        return self.chain.reshape(scale, ir.Shape([batch, gamma.size]), kept=1)
+        scale = self._over(factor, root)
+        if ndim == 3 and gamma.size == self.found.groups:
+            return scale
+        shape = ir.Shape([root.shape[0], gamma.size, *(1,) * (ndim - 2)])
+        return self.chain.reshape(scale, shape, kept=1)
 
     def _in_place(self, value: ir.Value) -> ir.Value:
         """Return (batch, groups, rest) in the shape of the result."""
@@ -172,6 +172,10 @@ class _Form:
         return self.chain("Reshape", value, sizes, shape=shape)
 
 
+def _nameless(size: int | ir.SymbolicDim) -> bool:
+    return isinstance(size, ir.SymbolicDim) and size.value is None
+
+
 @dataclass(frozen=True, eq=False)
 class _ScaleBehind:
     """A Mul by one constant for each channel, behind a Reshape that divides groups into channels.
@@ -179,13 +183,13 @@ class _ScaleBehind:
     Attributes:
         node: The Mul.
         index: Which of its inputs is the constant.
-        axes: The axes behind the channels.
+        ndim: The rank of its result.
         gamma: The constant.
     """
 
     node: ir.Node
     index: int
-    axes: tuple[int, ...]
+    ndim: int
     gamma: NDArray[np.float32]
 
 
@@ -209,4 +213,4 @@ def _scale_behind(found: Normalization, units: ir.Value) -> _ScaleBehind | None:
     if before is None or after is None or not same_dim(before, after):
         return None
     whole = gamma.size % found.groups == 0
-    return _ScaleBehind(scale, index, tuple(range(2, len(shape))), gamma) if whole else None
+    return _ScaleBehind(scale, index, len(shape), gamma) if whole else None

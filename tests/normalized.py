@@ -63,7 +63,7 @@ class Case:
     @property
     def sizes(self) -> tuple[int, ...]:
         """The shape of the feeds."""
-        named = {"B": 3, "T": 5, "H": 6, "W": 7}
+        named = {"B": 3, "T": 5, "H": 6, "W": 7, "?": 8}
         return tuple(named[size] if isinstance(size, str) else size for size in self.shape)
 
     @property
@@ -182,6 +182,7 @@ CASES = {
     "InstanceNormalization of a signal": Case(INSTANCE, ("B", 4, 50), (4,), (2,)),
     "InstanceNormalization of an image": Case(INSTANCE, ("B", 4, 9, 7), (4,), (2, 3), **WIDE),
     "InstanceNormalization, open sizes": Case(INSTANCE, ("B", 4, "H", "W"), (4,), (2, 3)),
+    "InstanceNormalization, nameless sizes": Case(INSTANCE, ("?", 4, "?", "?"), (4,), (2, 3)),
     "InstanceNormalization, gamma 1": Case(INSTANCE, (2, 4, 9, 7), (4,), (2, 3), gamma="ones"),
     "GroupNormalization": Case(GROUP, ("B", 6, 5, 4), (6,), groups=3),
     "GroupNormalization, 16 bits": Case(GROUP, ("B", 6, 5, 4), (6,), groups=2, **WIDE),

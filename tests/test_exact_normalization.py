@@ -93,7 +93,7 @@ def test_wide_types_are_kept_for_few_elements():
     model = layer(1024).exact()
     wide = [node.outputs[0] for node in model.graph if node.outputs[0].dtype == ir.DataType.DOUBLE]
     shapes = [list(value.shape)[1:] for value in wide if value.shape is not None]
-    assert len(shapes) > 5 and shapes.count([4]) == 1 and shapes.count([]) == len(shapes) - 1
+    assert len(shapes) > 5 and shapes.count([4]) == 1 and shapes.count([1]) == len(shapes) - 1
 
 
 def test_a_row_that_float64_cannot_sum_is_summed_in_pieces():
@@ -114,6 +114,12 @@ def test_rows_beyond_int64_are_refused():
     case = Case(layer(1).nodes, (2, 2**31), (1,), qtype="uint16")
     with pytest.raises(ModelError, match=r"int64 cannot hold .* up to 2147483648 elements"):
         case.exact()
+
+
+def test_sizes_without_a_name_bound_a_row_together():
+    case = CASES["InstanceNormalization, nameless sizes"]
+    sums = [node.inputs[0] for node in case.exact().graph if node.op_type == "ReduceSum"]
+    assert {str(x.shape[2]) for x in sums if x is not None and x.shape} == {"axis_2*axis_3"}
 
 
 def test_a_bound_that_is_exceeded_is_seen():
