@@ -1,4 +1,4 @@
-"""The committed digits model and samples: small, whole, and as good as the README says."""
+"""The samples: the committed digits are as good as the README says, the scripts run."""
 
 import subprocess
 import sys
@@ -72,3 +72,18 @@ def test_training_writes_the_committed_files(tmp_path):
         assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes()
     made, committed = (onnx.load(f / "digits.onnx").graph for f in (tmp_path, FOLDER))
     assert [n.op_type for n in made.node] == [n.op_type for n in committed.node]
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_language_model_is_compiled_and_writes(tmp_path):
+    """A few steps of training, so that it learns little; the bits are held as ever."""
+    pytest.importorskip("transformers", reason="needs edgeq[torch,transformers]")
+    script = FOLDER.parent / "language" / "train.py"
+    command = [sys.executable, "-W", "error", script, "--steps", "40", "--output", tmp_path]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    said = dict(line.split(":", 1) for line in run.stdout.splitlines() if ":" in line)
+    before, after = said["perplexity"].removesuffix(" per byte").split(" -> ")
+    assert 2 < float(before) < 64 and abs(float(after) / float(before) - 1) < 0.05
+    assert said["bundle"].lstrip().startswith("The following ")

@@ -45,7 +45,7 @@ class Logits(nn.Module):
 def train(model: Logits, text: Tensor, steps: int) -> None:
     """Train on windows from anywhere in the text."""
     optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=8e-3, total_steps=steps)
     for _ in range(steps):
         begins = torch.randint(len(text) - LENGTH, (16,)).tolist()
         windows = torch.stack([text[i : i + LENGTH + 1] for i in begins])
@@ -69,7 +69,7 @@ def write(logits: Callable[[NDArray[np.int64]], NDArray[Any]], count: int = 100)
 def main() -> None:
     """Train, export, compile, compare, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--output", type=Path, default=Path("build/language"))
     given = parser.parse_args()
     text = np.frombuffer("\n\n".join(topics[t] for t in sorted(topics)).encode(), np.uint8)
@@ -86,7 +86,7 @@ def main() -> None:
     bundle = edgeq.compile(
         exported, calibration=list(token_windows(text, LENGTH, stride=len(text) // 64)),
         evaluation=given.output / "evaluation.npz", metric="perplexity",
-        output=given.output / "bundle", force=True,
+        max_dim=LENGTH, output=given.output / "bundle", force=True,
     )  # fmt: skip
     found, session = bundle.manifest.metrics, bundle.session()
     print(f"perplexity: {found['perplexity_float']:.4f} -> {found['perplexity']:.4f} per byte")
