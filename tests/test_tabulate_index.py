@@ -18,12 +18,10 @@ from edgeq.bundle import open_bundle
 from edgeq.cli import app
 from edgeq.errors import ModelError
 from edgeq.graph import constant, to_bytes, weight_bytes
-from edgeq.index_rules import RULES
 from edgeq.index_tables import ROWS
 from edgeq.index_values import repeated
 from edgeq.load import normalize
 from edgeq.onnx_api import infer_shapes
-from edgeq.operators import OPERATORS
 from edgeq.passing import Context, run_pipeline
 from edgeq.recipe import load_recipe
 from edgeq.simulate import Simulator
@@ -179,10 +177,6 @@ def test_an_index_outside_fails_on_the_device():
     tabulated(model, t=(0, 9))
     with pytest.raises(Exception, match="out of data bounds"):
         run(model, {"x": images(1), "t": np.array([10])})
-
-
-def test_every_rule_has_an_operator():
-    assert set(RULES) - set(OPERATORS) == set() and len(RULES) > 40
 
 
 UNKNOWN = "node 'sines' (Sin) depends on the integer input 't' alone"
