@@ -88,6 +88,13 @@ def test_int8_activations_are_not_proven() -> None:
     assert "int8" in found.unproven[0].detail
 
 
+def test_a_normalization_in_float_is_not_proven() -> None:
+    body = f"{UNITS} y = LayerNormalization(xd, half)"
+    found = certificate(body, inputs="uint8[4,8] x")
+    assert [p.op_type for p in found.unproven] == ["LayerNormalization"]
+    assert "exact-normalization" in found.unproven[0].detail
+
+
 PAIR = "ad = DequantizeLinear(a, sa, z) bd = DequantizeLinear(b, sb, z) r = {op}(ad, bd)"
 PAIR += " y = QuantizeLinear(r, sy, zy)"
 PAIR_ROWS: list[tuple[str, str, tuple[float, float, float], int, str]] = [
