@@ -83,15 +83,16 @@ def _part(model: ir.Model, found: Found, values: Sequence[ir.Value]) -> tuple[ir
     graph = part.graph
     known = {value.name: value for node in graph for value in node.outputs}
     known |= {value.name: value for value in graph.inputs}
-    source = found[values[0]].index.value
+    index = found[values[0]].index
     editor = Editor(graph)
-    feed = known[source.name]
+    feed = known[index.value.name]
     if not feed.is_graph_input():
-        name = editor.names.fresh(f"{source.name}_index")
-        feed = ir.Value(name=name, shape=source.shape, type=source.type)
-        replace_uses(known[source.name], feed)
+        name = editor.names.fresh(f"{index.value.name}_index")
+        feed = ir.Value(name=name, shape=index.value.shape, type=index.value.type)
+        replace_uses(known[index.value.name], feed)
     for value, about in found.items():
-        _fix_shape(known[value.name], value, about, editor)
+        if about.index is index and value is not index.value:
+            _fix_shape(known[value.name], value, about, editor)
     graph.inputs[:] = [feed]
     graph.outputs[:] = [known[value.name] for value in values]
     remove_dead(graph)
@@ -101,7 +102,7 @@ def _part(model: ir.Model, found: Found, values: Sequence[ir.Value]) -> tuple[ir
 def _fix_shape(copy: ir.Value, value: ir.Value, about: IndexValue, editor: Editor) -> None:
     """Let a Reshape keep the axes of the index, whatever its target was computed from."""
     node = copy.producer()
-    if node is None or node.op_type != "Reshape" or about.index.value is value:
+    if node is None or node.op_type != "Reshape":
         return
     target = np.array([0] * len(about.axes) + list(row_shape(value, about)), np.int64)
     node.replace_input_with(1, editor.initializer(f"{copy.name}_shape", target))
