@@ -58,7 +58,7 @@ def export(module: "TorchModel", example_inputs: object, dynamic_shapes: object 
         A float32 graph of opset 21, whose every output was compared with torch's on the examples.
 
     Raises:
-        ModelError: torch is absent, the export fails, or the results differ.
+        ModelError: torch is absent, the export fails or fixes a dimension, or the results differ.
     """
     torch = _torch()
     examples = _examples(torch, example_inputs)
@@ -66,6 +66,7 @@ def export(module: "TorchModel", example_inputs: object, dynamic_shapes: object 
         program = _run_exporter(torch, module, examples, dynamic_shapes)
         expected = _run_module(torch, module, examples)
     model = normalize(_detached(program.model), "the exported model").model
+    _check_dynamic(torch, model, dynamic_shapes)
     _compare(torch, model, examples, expected)
     return model
 
@@ -171,6 +172,30 @@ def _run_exporter(
         raise ModelError(f"torch cannot export the module: {_first_line(error)}") from error
     assert program is not None
     return program
+
+
+def _check_dynamic(torch: types.ModuleType, model: ir.Model, dynamic_shapes: object) -> None:
+    """Refuse a graph of fixed size where the module gave torch no other choice."""
+    found = {str(dim) for value in model.graph.inputs for dim in value.shape or ()}
+    for name in _dimension_names(torch, dynamic_shapes):
+        if name not in found:
+            shapes = ", ".join(f"{value.name}{value.shape}" for value in model.graph.inputs)
+            raise ModelError(
+                f"torch fixed the dimension {name!r}, the inputs are {shapes}: something in the"
+                " module depends on its size (a loop over it, a comparison); change the module, or"
+                f" leave {name!r} out of the dynamic shapes"
+            )
+
+
+def _dimension_names(torch: types.ModuleType, shapes: object) -> Iterator[str]:
+    """Yield the names in what `torch.export.export` takes as dynamic shapes."""
+    if isinstance(shapes, str):
+        yield shapes
+    elif isinstance(shapes, torch.export.Dim):
+        yield str(shapes.__name__)
+    elif isinstance(shapes, (Mapping, list, tuple)):
+        for entry in shapes.values() if isinstance(shapes, Mapping) else shapes:
+            yield from _dimension_names(torch, entry)
 
 
 def _run_module(

@@ -53,6 +53,13 @@ NET = """
 
     def make_broken():
         return Net(), (torch.randn(2, 7),)
+
+    class Loop(torch.nn.Module):
+        def forward(self, rows):
+            return torch.stack([row * i for i, row in enumerate(rows)])
+
+    def make_fixed():
+        return Loop(), (torch.randn(2, 7),), ({0: torch.export.Dim("batch"), 1: None},)
 """
 
 
@@ -183,6 +190,7 @@ def test_pt2_never_unpickles_code(net, tmp_path, member):
         ("NET:make_nothing", "must return"),
         ("NET:make_fail", "make_fail failed: ZeroDivisionError: division by zero"),
         ("NET:make_broken", "torch cannot export the module"),
+        ("NET:make_fixed", r"torch fixed the dimension 'batch', the inputs are rows\[2,7\]"),
     ],
 )
 def test_bad_factories(net, spec, message):
