@@ -67,8 +67,12 @@ class _Form:
         self.found = found
         self.x = x
         self.chain = Chain(editor, found.node.outputs[0].name or found.node.op_type)
-        self.units = self._units()
-        self.rows = rows_along(self.units, (2,) if found.groups else found.axes, max_dim)
+        self.units = self.chain.cast(x.codes, FLOAT)
+        grouped = self._groups_of_channels()
+        self.is_grouped = grouped is not None
+        if grouped is not None:
+            self.units = self.chain.reshape(self.units, grouped, kept=1)
+        self.rows = rows_along(self.units, (2,) if grouped is not None else found.axes, max_dim)
         zero_point = 0 if found.centered else int(x.qparams.zero_point)
         if zero_point:
             zero = self.chain.constant(np.float32(zero_point))
@@ -78,17 +82,16 @@ class _Form:
         self._check_room(reach)
         self.statistics = RowStatistics(self.chain, self.units, self.rows, reach)
 
-    def _units(self) -> ir.Value:
-        """Return the codes as float32; groups of channels, and what lies behind, as one axis."""
-        units, groups = self.chain.cast(self.x.codes, FLOAT), self.found.groups
-        assert units.shape is not None
-        batch, *sizes = units.shape
-        if not groups or (len(sizes) == 2 and sizes[0] == groups):
-            return units
+    def _groups_of_channels(self) -> ir.Shape | None:
+        """Return (batch, groups, rest) if a group has several channels, and is no axis yet."""
+        shape, groups = self.x.codes.shape, self.found.groups
+        assert shape is not None
+        batch, *sizes = shape
+        if not groups or (sizes[0] == groups and len(sizes) > 1):
+            return None
         # A name for each size that has none: all of them bound the length of the rows.
         named = [ir.SymbolicDim(f"axis_{i}") if _nameless(s) else s for i, s in enumerate(sizes, 1)]
-        length = dim_quotient(named, [groups])
-        return self.chain.reshape(units, ir.Shape([batch, groups, length]), kept=1)
+        return ir.Shape([batch, groups, dim_quotient(named, [groups])])
 
     def _check_room(self, reach: int) -> None:
         if self.rows.longest * reach**2 > ROOM[INT64]:
@@ -153,9 +156,9 @@ class _Form:
     def _channel_scale(self, gamma: NDArray[np.float32], root: ir.Value, ndim: int) -> ir.Value:
         """Return `gamma * sqrt(N) / root`, (batch, channels, 1, ...); `root` has groups."""
         assert root.shape is not None
-        factor = gamma.astype(np.float64).reshape(self.found.groups, -1)
-        scale = self._over(factor, root)
-        if ndim == 3 and gamma.size == self.found.groups:
+        per_group = (self.found.groups, -1, *(1,) * (len(root.shape) - 3))
+        scale = self._over(gamma.astype(np.float64).reshape(per_group), root)
+        if ndim == len(root.shape) and gamma.size == self.found.groups:
             return scale
         shape = ir.Shape([root.shape[0], gamma.size, *(1,) * (ndim - 2)])
         return self.chain.reshape(scale, shape, kept=1)
@@ -164,7 +167,7 @@ class _Form:
         """Return (batch, groups, rest) in the shape of the result."""
         shape = self.x.codes.shape
         assert shape is not None
-        if len(shape) == 3 and shape[1] == self.found.groups:
+        if not self.is_grouped:
             return value
         if sum(not isinstance(size, int) for size in shape[1:]) < 2:
             return self.chain.reshape(value, shape, kept=1)

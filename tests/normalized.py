@@ -187,6 +187,7 @@ CASES = {
     "GroupNormalization": Case(GROUP, ("B", 6, 5, 4), (6,), groups=3),
     "GroupNormalization, 16 bits": Case(GROUP, ("B", 6, 5, 4), (6,), groups=2, **WIDE),
     "GroupNormalization, open sizes": Case(GROUP, ("B", 6, "H", "W"), (6,), groups=2, **WIDE),
+    "GroupNormalization, nameless sizes": Case(GROUP, ("?", 6, "?", "?"), (6,), groups=2),
     "GroupNormalization, gamma 1": Case(GROUP, (2, 6, 5, 4), (6,), groups=3, gamma="ones"),
     "GroupNormalization of a vector": Case(GROUP, ("B", 60), (60,), groups=3),
     "GroupNormalization of a signal": Case(GROUP, ("B", 6, 20), (6,), groups=3),
