@@ -197,11 +197,13 @@ def _padding_mask(write: Writer, padding: ir.Value, keys: ir.Value) -> ir.Value:
         inner = (1, 2) if ndim == 2 else (1,)
         kept = write("Cast", padding, to=int(ir.DataType.BOOL))
         return write("Unsqueeze", kept, write.integers(*inner))
-    x = write.required(0)
-    if ndim == 1 and padding.shape is not None and x.shape is not None:
-        if same_dim(padding.shape[0], x.shape[0]):
+    x, source = write.required(0), padding.producer()
+    if ndim == 1 and source is not None and source.op_type == "ReduceSum":
+        return first_keys(write, keys, padding)  # EmbedLayerNormalization counted them
+    if ndim == 1 and padding.shape is not None:
+        if x.shape is not None and same_dim(padding.shape[0], x.shape[0]):
             return first_keys(write, keys, padding)
-        if write.maybe_dim(padding, 0) is None:
+        if x.shape is None or write.maybe_dim(padding, 0) is None:
             raise ShapeUnknown(f"the length of {padding.name}, which tells what it means,")
     raise write.refusal(
         "its mask is of a rare form",

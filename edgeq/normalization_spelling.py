@@ -38,7 +38,7 @@ class Spelled:
         axes: The axes of a row, negative, ascending.
         epsilon: Added to the variance.
         centered: Whether the mean is subtracted.
-        gamma: The factor behind, broadcastable to `x`; None for 1.
+        gamma: The factor behind, of the shape of a row or broadcastable to it; None for 1.
         beta: The summand behind, likewise; None for 0.
     """
 
@@ -50,46 +50,56 @@ class Spelled:
     gamma: Array | None = None
     beta: Array | None = None
 
+    @property
+    def row(self) -> tuple[int, ...] | None:
+        """The shape of a row, if it is known."""
+        dims = [None if self.x.shape is None else self.x.shape[axis] for axis in self.axes]
+        known = tuple(dim for dim in dims if isinstance(dim, int))
+        return known if len(known) == len(dims) else None
+
+    def fits(self, array: Array) -> bool:
+        """Whether `array` differs along the axes of a row alone."""
+        places = enumerate(reversed(array.shape), start=1)
+        small = array.ndim <= (rank(self.x) or 0)
+        return small and all(size == 1 or -place in self.axes for place, size in places)
+
 
 def write_normalization(node: ir.Node, editor: Editor) -> bool:
     """Rewrite the normalisation whose result `node` makes; return whether it made one."""
     if node.graph is None or node.outputs[0].dtype != ir.DataType.FLOAT:
         return False  # another rule removed it
     found = _folded(node) or _plain(node)
-    if found is None:
+    row = None if found is None else found.row
+    if found is None or (found.centered and row is None):
         return False
     write = Writer(found.end, editor)
-    write.replace([_layer(write, found) if found.centered else _rms(write, found)])
+    if found.centered and row is not None:
+        write.replace([_layer(write, found, row)])
+    else:
+        write.replace([write_rms(write, found.x, found.axes, found.epsilon, None)])
     return True
 
 
-def _rms(write: Writer, found: Spelled) -> ir.Value:
-    return write_rms(write, found.x, found.axes, found.epsilon, None)
+def _layer(write: Writer, found: Spelled, row: tuple[int, ...]) -> ir.Value:
+    """Write LayerNormalization, over the last axes; its parameters have the shape of a row.
 
-
-def _layer(write: Writer, found: Spelled) -> ir.Value:
-    """Write LayerNormalization, over the last axes."""
-    x, ndim, count = found.x, write.ndim(found.x), len(found.axes)
+    ONNX would broadcast smaller ones, but ONNX Runtime fuses an Add in front with the node, and
+    then wants them whole.
+    """
+    x, ndim = found.x, write.ndim(found.x)
     others = [axis for axis in range(ndim) if axis - ndim not in found.axes]
     perm = [*others, *(axis + ndim for axis in found.axes)]
     moved = perm != sorted(perm)
     if moved:
         x = write("Transpose", x, perm=perm)
-    gamma, beta = (
-        None if a is None else a.reshape((1,) * (ndim - a.ndim) + a.shape).transpose(perm)
-        for a in (found.gamma, found.beta)
-    )
-    scale = write.constant(np.ones(1, np.float32) if gamma is None else _trimmed(gamma, count))
-    inputs = [x, scale] if beta is None else [x, scale, write.constant(_trimmed(beta, count))]
-    y = write("LayerNormalization", *inputs, axis=-count, epsilon=found.epsilon)
+    gamma = np.ones((), np.float32) if found.gamma is None else found.gamma
+    parameters = []
+    for array in (gamma,) if found.beta is None else (gamma, found.beta):
+        whole = array.reshape((1,) * (ndim - array.ndim) + array.shape).transpose(perm)
+        last = np.broadcast_to(whole.reshape(whole.shape[len(others) :]), row)
+        parameters.append(write.constant(last.copy()))
+    y = write("LayerNormalization", x, *parameters, axis=-len(found.axes), epsilon=found.epsilon)
     return write("Transpose", y, perm=np.argsort(perm).tolist()) if moved else y
-
-
-def _trimmed(array: Array, count: int) -> Array:
-    """Drop leading axes of length 1, down to `count`."""
-    while array.ndim > count and array.shape[0] == 1:
-        array = array[0]
-    return array
 
 
 # -- recognise -------------------------------------------------------------------------------------
@@ -138,7 +148,8 @@ def _of_factor(
     found = None if root is None else _of_variance(end, root)
     if found is None or _mean(mean) != (x, found.axes) or _centered(found.x, found.axes) is not x:
         return None
-    return Spelled(end, x, found.axes, found.epsilon, centered=True, gamma=gamma, beta=beta)
+    whole = Spelled(end, x, found.axes, found.epsilon, centered=True, gamma=gamma, beta=beta)
+    return whole if whole.fits(beta) and (gamma is None or whole.fits(gamma)) else None
 
 
 def _with_affine(found: Spelled) -> Spelled:
@@ -151,7 +162,7 @@ def _with_affine(found: Spelled) -> Spelled:
             continue
         others = [constant(v) for v in reader.inputs if v is not value]
         array = others[0] if len(others) == 1 else None
-        if array is None or not same_shape(value, reader.outputs[0]):
+        if array is None or not found.fits(array) or not same_shape(value, reader.outputs[0]):
             break
         gamma, beta = (array, beta) if op_type == "Mul" else (gamma, array)
         end = reader

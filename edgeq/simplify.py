@@ -23,7 +23,10 @@ from edgeq.graph import (
     static_shape,
     take_output,
 )
+from edgeq.idle_choice import chosen_operand
 from edgeq.normalization_spelling import write_normalization
+
+_OPTIONAL_OUTPUTS = frozenset({"BatchNormalization", "Dropout", "LayerNormalization", "MaxPool"})
 
 
 def simplify_nodes(graph: ir.Graph) -> int:
@@ -31,6 +34,7 @@ def simplify_nodes(graph: ir.Graph) -> int:
     editor = Editor(graph)
     rules: tuple[Callable[[ir.Node, Editor], bool], ...] = (
         _bypass,
+        _unread_outputs,
         _constant_reshape,
         _transpose_in_reshapes,
         _transpose_twice,
@@ -71,7 +75,19 @@ def _unchanged(node: ir.Node) -> ir.Value | None:
     if node.op_type == "Transpose":
         perm = ints_attribute(node, "perm", ())
         return source if perm and perm == tuple(range(len(perm))) else None
-    return neutral_operand(node)
+    return chosen_operand(node) or neutral_operand(node)
+
+
+def _unread_outputs(node: ir.Node, editor: Editor) -> bool:
+    """Statistics and indices that nobody reads: a node has as many outputs as are read."""
+    read = [bool(out.uses()) or out.is_graph_output() for out in node.outputs]
+    if node.op_type not in _OPTIONAL_OUTPUTS or all(read[1:]) or not read[0]:
+        return False
+    count = max(index for index, is_read in enumerate(read) if is_read) + 1
+    if count == len(read):
+        return False
+    node.resize_outputs(count)
+    return True
 
 
 def _constant_reshape(node: ir.Node, editor: Editor) -> bool:

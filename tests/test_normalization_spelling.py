@@ -79,7 +79,8 @@ OTHER_AXES = [
     ("{1, 2}", "float[3,4]", "LayerNormalization"),
     ("{-1, -2}", "float[4]", "LayerNormalization"),
     ("{1}", "float[3,1]", "Transpose LayerNormalization Transpose"),
-    ("{-1}", "float[3,1]", "LayerNormalization"),
+    ("{-1}", "float[3,1]", "LayerNormalization Mul Add"),
+    ("{-1}", "float", "LayerNormalization"),
     ("{0}", "float", "Transpose LayerNormalization Transpose"),
 ]
 
