@@ -18,6 +18,7 @@ from edgeq.cli import app
 from edgeq.errors import ModelError
 from edgeq.export import _compare_output, export, export_factory, export_pt2
 from edgeq.graph import constant, to_bytes
+from edgeq.load import Loaded, normalize
 from edgeq.passing import Context, run_pipeline
 from edgeq.recipe import load_recipe
 from edgeq.targeting import Capabilities
@@ -219,12 +220,12 @@ def test_comparison(rule, found, expected, message):
 
 @pytest.mark.torch
 def test_a_wrong_export_is_noticed(net, monkeypatch):
-    def spoil(model: ir.Model) -> ir.Model:
+    def spoil(model: ir.Model, title: str) -> Loaded:
         wrong = weight_of(model, "head.weight") * np.float32(1.5)
         model.graph.initializers["head.weight"].const_value = ir.tensor(wrong)
-        return model
+        return normalize(model, title)
 
-    monkeypatch.setattr(sys.modules["edgeq.export"], "_detached", spoil)
+    monkeypatch.setattr(sys.modules["edgeq.export"], "normalize", spoil)
     with pytest.raises(ModelError, match="differs from torch's"):
         export_factory(f"{net}:make")
 
