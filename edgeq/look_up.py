@@ -34,8 +34,24 @@ def look_up(editor: Editor, index: ir.Value, table: ir.Value, name: str) -> list
     picked = editor.node(
         "GatherElements", [table, flat], f"{name}_picked", attributes={"axis": 0}, dtype=table.dtype
     )
-    shape = editor.node("Shape", [shape_source], f"{name}_shape", dtype=ir.DataType.INT64)
+    shape = known_shape(editor, shape_source, name)
+    if shape is None:
+        shape = editor.node("Shape", [shape_source], f"{name}_shape", dtype=ir.DataType.INT64)
+        values.append(shape)
     output = editor.node(
         "Reshape", [picked, shape], name, dtype=table.dtype, shape=shape_source.shape
     )
-    return [*values, flat, picked, shape, output]
+    return [*values, flat, picked, output]
+
+
+def known_shape(editor: Editor, value: ir.Value, name: str) -> ir.Value | None:
+    """Return a constant that reshapes to the shape of `value`, at most one of whose sizes is open.
+
+    `None` where more are, or where a size of 0 could not be told from an open one.
+    """
+    if value.shape is None:
+        return None
+    sizes = [size if isinstance(size, int) else -1 for size in value.shape]
+    if sizes.count(-1) > 1 or 0 in sizes:
+        return None
+    return editor.initializer(f"{name}_shape", np.array(sizes, np.int64))
