@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx
@@ -84,15 +85,23 @@ class Names:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._taken = value_names(graph)
+        self._number: dict[str, int] = {}  # the last one behind each base
+        _LATEST_NAMES[graph] = self
 
     def fresh(self, base: str) -> str:
         """Return `base`, or `base` with the first free number behind it."""
-        name, number = base, 0
+        number = self._number.get(base, 0)
+        name = f"{base}_{number}" if number else base
         while name in self._taken:
             number += 1
             name = f"{base}_{number}"
+        self._number[base] = number
         self._taken.add(name)
         return name
+
+
+# To collect the names of a graph takes as long as the graph is large: not for each node that goes.
+_LATEST_NAMES: WeakKeyDictionary[ir.Graph, Names] = WeakKeyDictionary()
 
 
 class Editor:
@@ -189,7 +198,8 @@ def take_output(old: ir.Value, new: ir.Value) -> None:
         if output is old:
             graph.outputs[index] = new
             new.shape, new.type = new.shape or old.shape, new.type or old.type
-    old.name = Names(graph).fresh(f"{name}_replaced")
+    names = _LATEST_NAMES.get(graph) or Names(graph)
+    old.name = names.fresh(f"{name}_replaced")
     new.name = name
 
 
