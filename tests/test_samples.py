@@ -87,3 +87,18 @@ def test_language_model_is_compiled_and_writes(tmp_path):
     before, after = said["perplexity"].removesuffix(" per byte").split(" -> ")
     assert 2 < float(before) < 64 and abs(float(after) / float(before) - 1) < 0.05
     assert said["bundle"].lstrip().startswith("The following ")
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_diffusion_model_is_compiled_and_draws(tmp_path):
+    """A few steps of training, so that it draws little; the bits are held as ever."""
+    pytest.importorskip("diffusers", reason="needs edgeq[torch,diffusers]")
+    script = FOLDER.parent / "diffusion" / "train.py"
+    options = ["--steps", "20", "--draw-steps", "4", "--images", "3", "--output", tmp_path]
+    run = subprocess.run([sys.executable, script, *options], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    differ, psnr = run.stdout.splitlines()[-2:]
+    assert differ.startswith("0 of ") and float(psnr.split()[2]) > 25
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert "Trajectory" in (tmp_path / "bundle" / "report.html").read_text()
