@@ -34,6 +34,7 @@ from edgeq.numerics.affine import Codes, QParams
 from edgeq.numerics.magnitudes import pieces
 from edgeq.numerics.qtype import QTYPES
 from edgeq.qdq import linear_group, operand, quantize_node
+from edgeq.rounded_exponentials import prove_rounded
 from edgeq.targeting import Capabilities
 
 
@@ -115,6 +116,9 @@ def _prove(
     if group is not None:
         reason = "its operands and result have different formats, so it stays float"
         return Reason("unproven", reason, UNPROVEN)
+    found = prove_rounded(node)
+    if found is not None:
+        return found
     if any(isinstance(f, Unproven) for f in inputs):
         return Reason("inherited", "its inputs are not proven", UNPROVEN)
     if node.op_type == "MatMulInteger":

@@ -14,6 +14,7 @@ from edgeq.graph import constant, string_attribute
 from edgeq.numerics.qtype import QTYPES
 from edgeq.proofs import certify_unary
 from edgeq.qdq import Operand, operand
+from edgeq.rounded_exponentials import prove_rounded
 
 Found = Iterator[tuple[str, str]]
 
@@ -47,6 +48,9 @@ def float_function(node: ir.Node) -> Found:
     """Find functions in float whose results are not known to round alike."""
     function = None if node.domain else float64_function(node)
     if function is None or constant(node.inputs[0]) is not None:
+        return
+    rounded = prove_rounded(node)
+    if rounded is not None and rounded.kind != "unproven":
         return
     found = quantized(node)
     if found is None:

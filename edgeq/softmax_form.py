@@ -2,13 +2,12 @@
 
     d     = x - max(x)                              per row: one IEEE subtraction
     index = saturate(round_half_even(d / step))     how far an element lies below the largest
-    e     = table[index]                            round(exp(index * step) * peak)
+    e     = round(exp(index * step) * highest)      a table, or Exp where its bits are certain
     p     = e / sum(e)                              the sum is exact, in any order
 
-`peak` is the largest number of which a row of the greatest length adds up to less than 2**24, and
-the first entry of the table stands for a distance whose term rounds to 0: so do all greater ones.
-Where codes follow, each row is quantized with the scale `float32(sum(e) * scale)`: division and
-quantization are rounded once.
+Terms are such that a row of the greatest length adds up to less than 2**24, and that the greatest
+distance, like all beyond it, has a term of 0. Where codes follow, each row is quantized with the
+scale `float32(sum(e) * scale)`: division and quantization are rounded once.
 
 LogSoftmax is `d - log(sum(e) / peak)`, the logarithm by square roots (`edgeq.logarithm_form`).
 """
@@ -22,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeq.certain_exponentials import certain_exponentials
 from edgeq.graph import Editor, rank
 from edgeq.logarithm_form import logarithm
 from edgeq.look_up import look_up
@@ -29,8 +29,8 @@ from edgeq.qdq import Operand, Result
 
 EXACT_BITS = 24
 LONGEST = 2**16  # elements of a row: of longer ones, terms would have fewer than 8 bits
-COARSE, FINE = 256, 4096  # entries of a table: where 8-bit codes follow, and elsewhere
-COARSE_PEAK = 2**16 - 1  # the greatest term of a coarse table: more would make its steps coarser
+HIGHEST = 2**14 - 1  # of the terms in front of 8-bit codes: more would make their steps coarser
+ENTRIES = 4096  # of the table in front of all else
 Attribute = int | float | str | Sequence[int]
 FLOAT, INT32, INT64, DOUBLE = (
     ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE
@@ -79,7 +79,7 @@ def peak(longest: int) -> int:
     return int(2 ** (EXACT_BITS - (longest - 1).bit_length()) - 1)
 
 
-def exponentials(step: float, highest: int, entries: int = COARSE) -> NDArray[np.float32]:
+def exponentials(step: float, highest: int, entries: int = 256) -> NDArray[np.float32]:
     """Return `round(exp(-k * step) * highest)` for k = 0, 1, ...: integers held in float32.
 
     >>> exponentials(0.1, 65535)[:2]
@@ -133,24 +133,37 @@ class SoftmaxWriter:
         """Return codes as float32; offsets do not matter to a Softmax."""
         return self._cast(x.codes, FLOAT, "units")
 
-    def of_reals(self, x: ir.Value, unit: float, entries: int) -> Terms:
-        """Return the terms of `x * unit`, x float32, by a table of so many entries."""
+    def of_reals(self, x: ir.Value, unit: float, *, fine: bool) -> Terms:
+        """Return the terms of `x * unit`, x float32.
+
+        Where 8-bit codes follow, distances of 256 steps are enough, and exp of them is certain;
+        `fine` ones have 4096 steps, and a table.
+        """
         highest = peak(self._rows.longest)
-        if entries == COARSE:
-            highest = min(highest, COARSE_PEAK)
-        step = math.log(2 * highest) / (entries - 1.5)  # the last term, and no other, rounds to 0
         top = self._reduce("ReduceMax", x, "max")
         if self._rows.lowest is not None:
             lowest = self._constant("lowest", np.float32(self._rows.lowest))
             top = self._write("Max", [top, lowest], "top", like=top)
         below = self._write("Sub", [x, top], "below", like=x)
-        kind = np.dtype(np.uint8 if entries == COARSE else np.uint16)
-        ratio = self._constant("step", np.float32(step / unit))
-        last = self._constant("last", np.array(entries - 1, kind))
-        codes = ir.DataType.from_numpy(kind)
-        index = self._write("QuantizeLinear", [below, ratio, last], "index", codes, like=x)
-        values = self._look_up(index, exponentials(step, highest, entries)[::-1])
-        return Terms(values, highest, below, unit)
+        if fine:
+            step = math.log(2 * highest) / (ENTRIES - 1.5)  # the last term alone rounds to 0
+            index = self._index(below, step / unit, np.array(ENTRIES - 1, np.uint16))
+            values = self._look_up(index, exponentials(step, highest, ENTRIES)[::-1])
+            return Terms(values, highest, below, unit)
+        certain = certain_exponentials(min(highest, HIGHEST))
+        index = self._index(below, certain.step / unit, np.array(255, np.uint8))
+        scale = self._constant("step", np.float32(certain.step))
+        zero_point = self._constant("zero_point", np.array(certain.zero_point, np.uint8))
+        inputs = [index, scale, zero_point]
+        real = self._write("DequantizeLinear", inputs, "distance", FLOAT, like=x)
+        values = self._write("Round", [self._write("Exp", [real], "exp", like=x)], "terms", like=x)
+        return Terms(values, certain.highest, below, unit)
+
+    def _index(self, below: ir.Value, step: float, last: NDArray[Any]) -> ir.Value:
+        """Return `last` for the largest element, less for those below it, 0 for what is far."""
+        parameters = [self._constant("ratio", np.float32(step)), self._constant("last", last)]
+        kind = ir.DataType.from_numpy(last.dtype)
+        return self._write("QuantizeLinear", [below, *parameters], "index", kind, like=below)
 
     def shares(self, terms: Terms) -> ir.Value:
         """Return each term over the sum of its row, float32."""
@@ -172,8 +185,8 @@ class SoftmaxWriter:
         scale = self._constant("scale", qparams.scale)
         scales = self._write("Mul", [self._total(terms), scale], "scales")
         flat = self._write("Reshape", [scales, self._integers(-1)], "row_scales")
-        shape = self._write("Shape", [values], "shape", INT64)
-        rows = self._write("Reshape", [values, self._matrix(values, shape)], "rows")
+        shape, matrix = self._shapes(values)
+        rows = self._write("Reshape", [values, matrix], "rows")
         # No zero point: it would need one 0 per row.
         by_row = self._write(
             "QuantizeLinear", [rows, flat], "row_codes", kind, axis=0, output_dtype=kind.value
@@ -193,13 +206,16 @@ class SoftmaxWriter:
         real = self._write("Mul", [distance, unit], "real", like=distance)
         return self._write("Sub", [real, log], "log_share", like=distance)
 
-    def _matrix(self, values: ir.Value, shape: ir.Value) -> ir.Value:
-        """Return the shape of a matrix of the rows of `values`, whose shape is `shape`."""
-        length = None if values.shape is None else values.shape[-1]
-        if isinstance(length, int):
-            return self._integers(-1, length)
+    def _shapes(self, values: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return the shape of `values`, and that of a matrix of its rows, as Reshape takes them."""
+        sizes = [d if isinstance(d, int) else -1 for d in values.shape or (-1, -1)]
+        if sizes[-1] >= 0 and sizes.count(-1) < 2:
+            return self._integers(*sizes), self._integers(-1, sizes[-1])
+        shape = self._write("Shape", [values], "shape", INT64)
+        if sizes[-1] >= 0:
+            return shape, self._integers(-1, sizes[-1])
         last = self._write("Slice", [shape, self._integers(-1), self._integers(2**31)], "length")
-        return self._write("Concat", [self._integers(-1), last], "matrix", axis=0)
+        return shape, self._write("Concat", [self._integers(-1), last], "matrix", axis=0)
 
     def _total(self, terms: Terms) -> ir.Value:
         total = self._reduce("ReduceSum", terms.values, "sum")

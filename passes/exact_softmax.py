@@ -29,7 +29,7 @@ from edgeq.graph import Editor, int_attribute, remove_dead, replace_uses, take_o
 from edgeq.passing import Context, Pass
 from edgeq.qdq import operand, result
 from edgeq.scores_form import LOWEST, ScoresWriter, coded_operands, may_be_empty, score_unit
-from edgeq.softmax_form import COARSE, FINE, LONGEST, Constants, Rows, SoftmaxWriter
+from edgeq.softmax_form import LONGEST, Constants, Rows, SoftmaxWriter
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class _Rewriter:
         assert source is not None
         output = node.outputs[0] if attention is None else attention.output
         y = result(output) if node.op_type == "Softmax" else None
-        entries = COARSE if y is not None and y.qparams.qtype.bits <= 8 else FINE
+        fine = y is None or y.qparams.qtype.bits > 8
         coded = None if attention is None else coded_operands(attention)
         empty = attention is not None and coded is not None and may_be_empty(attention)
         rows = Rows(int_attribute(node, "axis", -1), self._longest(node), LOWEST if empty else None)
@@ -77,13 +77,13 @@ class _Rewriter:
         x = operand(source)
         if attention is not None and coded is not None:
             scores = self._scores.write(attention, *coded)
-            terms = write.of_reals(scores, score_unit(attention, *coded), entries)
+            terms = write.of_reals(scores, score_unit(attention, *coded), fine=fine)
         elif x is None or x.qparams.axis is not None:
-            terms = write.of_reals(source, 1.0, entries)
+            terms = write.of_reals(source, 1.0, fine=fine)
         elif x.qparams.qtype.bits <= 8:
             terms = write.of_codes(x)
         else:
-            terms = write.of_reals(write.units(x), float(x.qparams.scale), entries)
+            terms = write.of_reals(write.units(x), float(x.qparams.scale), fine=fine)
         if y is not None:
             output, found = y.codes, write.codes(terms, y)
         elif node.op_type == "LogSoftmax":

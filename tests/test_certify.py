@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeq.certain_exponentials import certain_exponentials
 from edgeq.targeting import Capabilities
 from tests.certificates import FUSED, UNITS, W8, Arrays, certificate, f32, kinds, last, u8
 
@@ -328,3 +329,45 @@ def test_products_need_constant_zero_points() -> None:
         "y = MatMulInteger(x, w)", None, "uint8[2,8] x, uint8[8,3] w", outputs="int32[?] y"
     )
     assert kinds(found) == ["unproven"] and "zero points" in found.proofs[0].detail
+
+
+def rounded_exponentials(**changes: NDArray[Any]) -> Arrays:
+    found = certain_exponentials(4095)
+    step, zero_point = f32(found.step), u8(found.zero_point)
+    return {"step": step, "zero": zero_point, "last": np.array([1]), **changes}
+
+
+ROUNDED = "d = DequantizeLinear(x, step, zero) e = Exp(d) r = Round(e) y = ReduceSum(r, last)"
+
+
+def test_rounded_exponentials_far_from_ties() -> None:
+    found = certificate(ROUNDED, rounded_exponentials(), "uint8[2,4096] x")
+    assert kinds(found) == ["ieee", "table", "table", "exact sum"]
+    assert f"at most {4082 * 4096}" in found.proofs[-1].detail
+
+
+@pytest.mark.parametrize(
+    ("body", "changes", "inputs"),
+    [
+        (ROUNDED, {"step": f32(np.log(2.5))}, "uint8[2,9] x"),  # 2.5 is a tie
+        (ROUNDED, {"zero": np.array(21, np.int8)}, "int8[2,9] x"),
+        (ROUNDED.replace("Round(e)", "Floor(e)"), {}, "uint8[2,9] x"),
+        (ROUNDED.replace("Sum(r", "Sum(e"), {}, "uint8[2,9] x"),
+    ],
+)
+def test_other_exponentials_are_not_proven(body: str, changes: Arrays, inputs: str) -> None:
+    found = certificate(body, rounded_exponentials(**changes), inputs)
+    assert "Exp" in [proof.op_type for proof in found.unproven]
+
+
+@pytest.mark.parametrize("bits", range(8, 15))
+def test_certain_exponentials_are_certain(bits: int) -> None:
+    """Whatever float32 makes of exp, a few units in the last place off: the integers stay."""
+    found = certain_exponentials(2**bits - 1)
+    reals = (np.arange(256) - found.zero_point).astype(np.float32) * np.float32(found.step)
+    exact = np.exp(reals.astype(np.float64))
+    terms = np.rint(exact)
+    assert terms[0] == 0 and terms[-1] == found.highest <= 2**bits - 1
+    assert found.highest > 0.9 * 2**bits
+    for error in (-(2.0**-18), -(2.0**-21), 2.0**-21, 2.0**-18):
+        assert np.array_equal(np.rint((exact * (1 + error)).astype(np.float32)), terms)

@@ -1,6 +1,6 @@
 """From codes to codes through elementwise float32 nodes: looked up instead of computed.
 
-    DequantizeLinear(a) [, DequantizeLinear(b)] -> elementwise nodes -> QuantizeLinear
+    DequantizeLinear(a) [, DequantizeLinear(b)] -> elementwise nodes -> QuantizeLinear or Round
 
 is a function of one or two 8-bit codes, element by element. Its table is what these very nodes make
 of all codes, or of all pairs of codes: no second definition, hence the same bits.
@@ -25,7 +25,7 @@ _ELEMENTWISE = {
 
 
 def look_up_codes(steps: Sequence[Step]) -> list[Step]:
-    """Return `steps`, those that quantize a function of one or two codes reading these codes.
+    """Return `steps`, those that round a function of one or two codes reading these codes.
 
     What lies between still has its own steps, for whoever else wants these values; where nobody
     does, they are no longer needed.
@@ -35,8 +35,8 @@ def look_up_codes(steps: Sequence[Step]) -> list[Step]:
 
 
 def _from_codes(last: Step, makers: Mapping[str, Step]) -> Step | None:
-    """Return the step that makes the same codes from codes; None if there is no such step."""
-    if last.node.op_type != "QuantizeLinear" or last.node.domain or not _plain(last):
+    """Return the step that makes the same of codes; None if there is no such step."""
+    if last.node.op_type not in ("QuantizeLinear", "Round") or last.node.domain or not _plain(last):
         return None
     members: dict[Step, None] = {}
     codes: dict[str, None] = {}
