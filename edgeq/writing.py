@@ -161,6 +161,8 @@ class Writer:
             if new in self._written and new not in named:
                 new.shape, new.type = old.shape or new.shape, old.type or new.type
                 take_output(old, new)
+                # Later nodes are named after free names of values.
+                producer(new).name = new.name
                 named.add(new)
         if pairs and pairs[0][1] in named:
             producer(pairs[0][1]).name = self.node.name

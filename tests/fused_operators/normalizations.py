@@ -11,7 +11,7 @@ AFFINE = {"gamma": GAMMA, "beta": BETA}
 NHWC = real(1, 4, 4, 8)
 IDS = np.random.default_rng(5).integers(0, 10, (B, S)).astype(np.int32)
 EMBEDDINGS = {"word": real(10, 8), "position": real(10, 8, seed=1), "segment": real(2, 8)}
-NORMALIZATIONS = [
+_ROWS = [
     Row("SkipLayerNormalization", "SkipLayerNormalization", {"x": X, "skip": SKIP} | AFFINE),
     Row("SkipLayerNormalization, sum read", "SkipLayerNormalization",
         {"x": X, "skip": SKIP} | AFFINE | {"bias": real(8)}, {"epsilon": 1e-3},
@@ -62,3 +62,4 @@ NORMALIZATIONS = [
         | {"mask": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]], np.int32), "places": IDS[::-1]},
         {"mask_index_type": 1}, constants=("word", "position"), outputs=("y", "int_mask")),
 ]  # fmt: skip
+NORMALIZATIONS = [row.holding("gamma", "beta", "w", "bias") for row in _ROWS]

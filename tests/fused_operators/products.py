@@ -46,7 +46,7 @@ def product(rule: str, a: str, b: str, op_type: str = "FusedMatMul", **attribute
 
 
 IMAGE, FILTER = real(1, 2, 6, 6), real(4, 2, 3, 3)
-PRODUCTS = [
+_PRODUCTS = [
     product("FusedMatMul", "a", "b", alpha=0.25),
     product("FusedMatMul, transA", "aT", "b", transA=1),
     product("FusedMatMul, transB", "a", "bT", transB=1),
@@ -82,3 +82,4 @@ PRODUCTS = [
     Row("Trilu", "Trilu", {"x": X}, {"upper": 0}),
     Row("Pad", "Pad", {"x": X, "p": np.array([0, 0, 1, 0, 0, 2])}, constants=("p",)),
 ]  # fmt: skip
+PRODUCTS = [row if "MatMul" in row.op_type else row.holding("w", "b", "c") for row in _PRODUCTS]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,11 @@ class Row:
         graph = helper.make_graph([node], "g", infos, outs, weights)
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+    def holding(self, *names: str) -> "Row":
+        """Return the same with these inputs, as far as it has them, in the model."""
+        held = [name for name in names if self.inputs.get(name) is not None]
+        return replace(self, constants=tuple(dict.fromkeys((*self.constants, *held))))
 
     def dtype(self, name: str) -> int:
         return onnx.TensorProto.INT32 if name.startswith("int_") else onnx.TensorProto.FLOAT
