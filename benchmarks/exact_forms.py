@@ -89,6 +89,42 @@ def _normalization(nodes: str, shape: str, parameters: int, qtype: str = "uint8"
     return Form(graph, "exact-normalization", graph, 2.8)
 
 
+def _softmax(op_type: str = "Softmax", source: str = "uint8", result: str = "uint8") -> str:
+    """Return the text of 2048 rows of 256 shares between codes."""
+    rows = "8,256,256"
+    scale, zero = ("0.0731", 117) if source == "uint8" else ("0.000213", 31000)
+    return f"""<ir_version: 10, opset_import: ["": 21]>
+        g ({source}[{rows}] x_codes) => ({result}[{rows}] y_codes)
+        <float sx = {{{scale}}}, {source} zx = {{{zero}}}, float sy = {{0.00390625}},
+         {result} zy = {{0}}>
+        {{ x = DequantizeLinear(x_codes, sx, zx) y = {op_type}(x)
+           y_codes = QuantizeLinear(y, sy, zy) }}"""
+
+
+def _attention(scores: str, queries: str = "1,8,256,32", keys: str = "1,8,32,256") -> str:
+    """Return the text of an attention between codes; `scores` are the nodes from `s` to `x`."""
+    return f"""<ir_version: 10, opset_import: ["": 21]>
+        g (uint8[{queries}] q_codes, uint8[{keys}] k_codes, uint8[{queries}] v_codes)
+        => (uint8[{queries}] y_codes)
+        <float sx = {{0.02}}, uint8 zx = {{121}}, float ss = {{0.031}}, uint8 zs = {{130}},
+         float sp = {{0.00390625}}, uint8 zp = {{0}}, float h = {{0.1767767}}, int64 zero = {{0}},
+         int64 one = {{1}}, int64 keys = {{256}}, int64[1] axis = {{1}}, float nothing = {{0}},
+         float low = {{-3.4e38}}>
+        {{ q = DequantizeLinear(q_codes, sx, zx) k = DequantizeLinear(k_codes, sx, zx)
+           s = MatMul(q, k) {scores} p = Softmax(x) p_codes = QuantizeLinear(p, sp, zp)
+           p_real = DequantizeLinear(p_codes, sp, zp) v = DequantizeLinear(v_codes, sx, zx)
+           y = MatMul(p_real, v) y_codes = QuantizeLinear(y, sx, zx) }}"""
+
+
+# ONNX Runtime fuses this to QLinearMatMul - QLinearSoftmax - QLinearMatMul.
+FUSED_ATTENTION = _attention(
+    "t_codes = QuantizeLinear(s, ss, zs) x = DequantizeLinear(t_codes, ss, zs)"
+)
+CAUSAL = (
+    "at = Range(zero, keys, one) row = Unsqueeze(at, axis) sees = LessOrEqual(at, row)"
+    " mask = Where(sees, nothing, low) t = Mul(s, h) x = Add(t, mask)"
+)
+
 LAYER_NORM = "y = LayerNormalization(x, gamma, beta)"
 GROUP_NORM = "y = GroupNormalization<num_groups = 8>(x, gamma, beta)"
 
@@ -120,6 +156,11 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         ),
         "GroupNormalization": _normalization(GROUP_NORM, IMAGE, 64),
         "GroupNormalization of 16 bits": _normalization(GROUP_NORM, IMAGE, 64, "uint16"),
+        "Softmax": Form(_softmax(), "exact-softmax", _softmax(), 1.0),
+        "Softmax of 16 bits": Form(_softmax(source="uint16"), "exact-softmax", _softmax(), 1.0),
+        "LogSoftmax": Form(_softmax("LogSoftmax"), "exact-softmax", _softmax("LogSoftmax"), 4.5),
+        "attention": Form(_attention("x = Mul(s, h)"), "exact-softmax", FUSED_ATTENTION, 1.0),
+        "attention, causal": Form(_attention(CAUSAL), "exact-softmax", FUSED_ATTENTION, 1.0),
     }
 )  # fmt: skip
 
