@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edgeq.check_folder import CheckError, altered_files, inside
 from edgeq.errors import BundleError
 from edgeq.golden import GoldenVectors
-from edgeq.manifest import Manifest, VersionRange, load_manifest
+from edgeq.manifest import Manifest, TensorInfo, VersionRange, load_manifest
 from edgeq.numerics.affine import dequantize, quantize
 from edgeq.numerics.qtype import QTYPES
 from edgeq.read_report import read_report
@@ -73,11 +73,17 @@ class Bundle:
             raise BundleError(str(error)) from error
 
     def quantize_inputs(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        """Return feeds as the artifact takes them: reals become codes where it takes codes."""
+        """Return feeds as the artifact takes them: reals become codes where it takes codes.
+
+        Raises:
+            BundleError: A dimension that the model leaves open is beyond the manifest's `max_dim`.
+        """
         known = {item.name: item for item in self.manifest.inputs}
         result = {}
         for name, array in feeds.items():
             item = known.get(name)
+            if item is not None:
+                self._check_open(item, array.shape)
             if item is None or item.scale is None or array.dtype.kind != "f":
                 result[name] = np.asarray(array)
                 continue
@@ -85,6 +91,16 @@ class Bundle:
             codes = quantize(array, np.asarray(scale), np.asarray(zero_point), QTYPES[item.dtype])
             result[name] = codes
         return result
+
+    def _check_open(self, item: TensorInfo, shape: tuple[int, ...]) -> None:
+        """Refuse dimensions that the model leaves open beyond those that bits are proven for."""
+        limit = self.manifest.max_dim
+        for size, fixed in zip(shape, item.shape or (), strict=False):
+            if not isinstance(fixed, int) and size > limit:
+                raise BundleError(
+                    f"input {item.name!r} has a dimension of {size}; the bits of this bundle are"
+                    f" proven up to {limit}: compile it again with --max-dim {size}"
+                )
 
     def dequantize_outputs(self, outputs: Arrays) -> dict[str, NDArray[Any]]:
         """Return outputs as float32 reals where the artifact gives codes."""
