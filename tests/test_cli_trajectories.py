@@ -103,3 +103,19 @@ def test_what_is_refused(model, arguments, says):
     found = run(*arguments)
     assert found.exit_code == 2 and says in found.output
     assert not Path("x.npz").exists()
+
+
+def test_a_function_gives_the_same_feeds_as_the_command(model):
+    Path("drawn.py").write_text(
+        "from edgeq.diffusion import trajectory_feeds\n"
+        "def feeds():\n"
+        "    return trajectory_feeds('model.onnx', 'DDIMScheduler', samples=12, steps=6)\n"
+    )
+    run("collect", model, *DDIM, "--steps", 6, "--samples", 12, "-o", "calibration.npz")
+    inputs = input_specs(load_model(model).model)
+    left, right = (open_samples(d, inputs=inputs) for d in ("drawn:feeds", "calibration.npz"))
+    for _ in range(2):  # each iteration anew
+        pairs = list(zip(left, right, strict=True))
+        assert len(pairs) == 12
+        for a, b in pairs:
+            assert {n: x.tobytes() for n, x in a.items()} == {n: x.tobytes() for n, x in b.items()}

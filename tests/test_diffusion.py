@@ -115,11 +115,36 @@ def test_the_same_seed_gives_the_same_bytes(name):
     made = getattr(diffusers, name)(timestep_spacing="leading")
     torch.manual_seed(1)
     first = collect(made)
+    torch.manual_seed(2)
     state = torch.random.get_rng_state()
     second = collect(made)
     assert as_bytes(first) == as_bytes(second)
     assert torch.equal(state, torch.random.get_rng_state()), "the user's generator stays as it is"
     assert as_bytes(collect(made, seed=1)) != as_bytes(first)
+
+
+class Drawing:
+    """A scheduler that does nothing but draw, and keeps what it drew."""
+
+    def __init__(self, drawn):
+        self.drawn = drawn
+
+    def __deepcopy__(self, memo):
+        return Drawing(self.drawn)
+
+    def set_timesteps(self, count):
+        self.timesteps = torch.arange(count)
+
+    def step(self, model_output, timestep, sample, *, return_dict):
+        self.drawn.append(float(torch.randn(1)))
+        return (sample,)
+
+
+def test_each_step_of_each_group_meets_noise_of_its_own():
+    drawn: list[float] = []
+    feeds = collect(Drawing(drawn), samples=30, steps=10, batch=1)
+    starts = {feed["sample"].tobytes() for feed in feeds}
+    assert len(starts) == 3 and len(drawn) == len(set(drawn)) == 30
 
 
 def test_feeds_lie_on_the_trajectory_that_diffusers_walks():
