@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 import edgeq
 from benchmarks.peers import Standing
+from edgeq.longest import MAX_DIM
 
 ROOT = Path(__file__).parent.parent
 ZOO = ROOT.parent / "shared" / "zoo"
@@ -94,6 +95,7 @@ def compile_case(case: ExportedCase, standing: Standing, recipe: str, output: Pa
         calibration=str(case.calibration),
         recipe=recipe,
         input_ranges=standing.input_ranges,
+        max_dim=standing.max_dim or MAX_DIM,
         output=output,
     )
 

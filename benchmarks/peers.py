@@ -85,6 +85,7 @@ class Standing:
         required: Bounds by recipe.
         group: Which of the limits on latency holds.
         input_ranges: As `edgeq.compile` takes them.
+        max_dim: As `edgeq.compile` takes it; None for its default.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Standing:
     required: Mapping[str, Required]
     group: str = "convolution"
     input_ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    max_dim: int | None = None
 
 
 def read_standings() -> dict[str, Standing]:
@@ -124,4 +126,5 @@ def _standing(name: str, entry: Mapping[str, Any]) -> Standing:
         {recipe: Required(**bounds) for recipe, bounds in entry["required"].items()},
         entry.get("group", "convolution"),
         {n: (low, high) for n, (low, high) in entry.get("input_ranges", {}).items()},
+        entry.get("max_dim"),
     )
