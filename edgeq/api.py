@@ -138,6 +138,10 @@ def simulate(
     from edgeq.opening import open_model
     from edgeq.simulate import Simulator
 
+    if isinstance(model, str | os.PathLike) and Path(model).is_dir():
+        model = open_bundle(model)
+    if isinstance(model, Bundle):
+        model.check_sizes(feeds)
     source = model.path if isinstance(model, Bundle) else model
     return Simulator(open_model(source)).run(feeds, taps)
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edgeq.check_folder import CheckError, altered_files, inside
 from edgeq.errors import BundleError
 from edgeq.golden import GoldenVectors
-from edgeq.manifest import Manifest, TensorInfo, VersionRange, load_manifest
+from edgeq.manifest import Manifest, VersionRange, load_manifest
 from edgeq.numerics.affine import dequantize, quantize
 from edgeq.numerics.qtype import QTYPES
 from edgeq.read_report import read_report
@@ -78,12 +78,11 @@ class Bundle:
         Raises:
             BundleError: A dimension that the model leaves open is beyond the manifest's `max_dim`.
         """
+        self.check_sizes(feeds)
         known = {item.name: item for item in self.manifest.inputs}
         result = {}
         for name, array in feeds.items():
             item = known.get(name)
-            if item is not None:
-                self._check_open(item, array.shape)
             if item is None or item.scale is None or array.dtype.kind != "f":
                 result[name] = np.asarray(array)
                 continue
@@ -92,15 +91,21 @@ class Bundle:
             result[name] = codes
         return result
 
-    def _check_open(self, item: TensorInfo, shape: tuple[int, ...]) -> None:
-        """Refuse dimensions that the model leaves open beyond those that bits are proven for."""
+    def check_sizes(self, feeds: Arrays) -> None:
+        """Refuse dimensions that the model leaves open beyond those that bits are proven for.
+
+        Raises:
+            BundleError: One is beyond the manifest's `max_dim`.
+        """
         limit = self.manifest.max_dim
-        for size, fixed in zip(shape, item.shape or (), strict=False):
-            if not isinstance(fixed, int) and size > limit:
-                raise BundleError(
-                    f"input {item.name!r} has a dimension of {size}; the bits of this bundle are"
-                    f" proven up to {limit}: compile it again with --max-dim {size}"
-                )
+        for item in self.manifest.inputs:
+            sizes = np.shape(feeds.get(item.name, 0))
+            for size, fixed in zip(sizes, item.shape or (), strict=False):
+                if not isinstance(fixed, int) and size > limit:
+                    raise BundleError(
+                        f"input {item.name!r} has a dimension of {size}; the bits of this bundle"
+                        f" are proven up to {limit}: compile it again with --max-dim {size}"
+                    )
 
     def dequantize_outputs(self, outputs: Arrays) -> dict[str, NDArray[Any]]:
         """Return outputs as float32 reals where the artifact gives codes."""

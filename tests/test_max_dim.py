@@ -61,9 +61,15 @@ def test_a_longer_row_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     message = "a dimension of 21.*proven up to 20: compile.*--max-dim 21"
     with pytest.raises(BundleError, match=f"'x' has {message}"):
         bundle.quantize_inputs({"x": rows(21)})
+    with pytest.raises(BundleError, match=f"'x' has {message}"):
+        edgeq.simulate(bundle.path, {"x": rows(21)})
     np.savez(tmp_path / "long.npz", x=rows(21), label=np.zeros((4, 21), np.int64))
     with pytest.raises(BundleError, match=message):
         edgeq.check(bundle, evaluation=tmp_path / "long.npz", metric="top1")
+    np.savez(tmp_path / "x.npz", x=rows(21))
+    arguments = ["simulate", bundle.path, "--inputs", tmp_path / "x.npz", "-o", tmp_path / "y.npz"]
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert found.exit_code == 2 and "--max-dim 21" in found.output.replace("\n", " ")
     with pytest.raises(DataError, match=message):
         edgeq.compile(
             float_model(), calibration=tmp_path / "long.npz", output=tmp_path / "b", max_dim=20

@@ -43,6 +43,7 @@ def simulate(
     """Run a model on the reference simulator; write its outputs, and tensors on request."""
     import numpy as np
 
+    from edgeq.bundle import open_bundle
     from edgeq.data import input_specs, open_samples
     from edgeq.golden import npz_bytes
     from edgeq.opening import open_model
@@ -50,11 +51,12 @@ def simulate(
 
     check_file(output, ".npz", force=force)
     loaded = open_model(model)
+    max_dim = open_bundle(model).manifest.max_dim if Path(model).is_dir() else None
     simulator = Simulator(loaded)
     names = [name for name in (taps or "").split(",") if name]
     found = [
         simulator.run(feeds, "all" if taps == "all" else names)
-        for feeds in open_samples(inputs, inputs=input_specs(loaded))
+        for feeds in open_samples(inputs, inputs=input_specs(loaded, max_dim=max_dim))
     ]
     if not found:
         raise DataError(f"{inputs}: holds no samples")
