@@ -15,7 +15,7 @@ from edgeq.data import input_specs, open_samples
 from edgeq.load import load_model
 
 pytest.importorskip("diffusers", reason="needs edgeq[diffusers]")
-from tests.test_diffusion import proto
+from tests.noise_models import proto
 
 pytestmark = pytest.mark.torch
 DDIM = ("--scheduler", "DDIMScheduler")
