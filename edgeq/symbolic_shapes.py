@@ -141,12 +141,12 @@ def _infer(node: ir.Node) -> list[list[Dim | None] | None]:
         types[name] = onnx.helper.make_tensor_type_proto(int(value.dtype), _as_onnx(value))
         tensor = ir.convenience.get_const_tensor(value)
         if tensor is not None and tensor.nbytes <= _SMALL:
-            data[name] = ir.to_proto(tensor)
+            data[name] = ir.serde.serialize_tensor(tensor)
             data[name].name = name
     schema = onnx.defs.get_schema(node.op_type, OPSET, node.domain)
     try:
         found = onnx.shape_inference.infer_node_outputs(
-            schema, ir.to_proto(node), types, data, opset_imports=_OPSETS
+            schema, ir.serde.serialize_node(node), types, data, opset_imports=_OPSETS
         )
     except onnx.shape_inference.InferenceError:  # the whole graph's inference says what is wrong
         return []
