@@ -24,9 +24,10 @@ from edgeq.possible_values import possible_values
 from edgeq.roles import activation_inputs, is_activation
 
 MASKED = -1e4  # what is at most this is no score: the mildest number that exporters mask with
-_MOVES = frozenset({"Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+# Ops that leave each score what it is, and where numbers that scale it may pass through.
+MOVES = frozenset({"Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # What masks and biases are made by, where no activation goes in.
-_MAKES_MASKS = _MOVES | frozenset(
+_MAKES_MASKS = MOVES | frozenset(
     {
         "Abs", "Add", "Cast", "Clip", "Concat", "ConstantOfShape", "Div", "Expand", "Flatten",
         "Gather", "Max", "Min", "Mul", "Neg", "Slice", "Sub", "Tile", "Trilu", "Where",
@@ -108,6 +109,19 @@ def find_attentions(model: ir.Model) -> list[Attention]:
     return [attention for attention in found if attention is not None]
 
 
+def scalar_factor(node: ir.Node) -> float | None:
+    """Return the positive number that a Mul or Div scales its other operand with."""
+    if not _is(node, "Mul", "Div"):
+        return None
+    array = constant(node.inputs[1])
+    if array is None and node.op_type == "Mul":
+        array = constant(node.inputs[0])
+    if array is None or array.size != 1 or not float(array.item()) > 0:
+        return None
+    number = float(array.item())
+    return number if node.op_type == "Mul" else 1.0 / number
+
+
 def inner_values(attentions: Iterable[Attention]) -> list[ir.Value]:
     """Return the float values that stay without codes.
 
@@ -141,7 +155,7 @@ def _attention(softmax: ir.Node) -> Attention | None:
     factor = 1.0
     terms: list[Term] = []
     for before, node in pairwise(path):
-        scale = _scale(node)
+        scale = scalar_factor(node)
         factor *= 1.0 if scale is None else scale
         terms += _terms(node, before.outputs[0], factor)
     guard = _guard(softmax)
@@ -165,10 +179,11 @@ def _path(value: ir.Value | None) -> tuple[ir.Node, ...] | None:
 
 def _carriers(node: ir.Node) -> Iterator[ir.Value]:
     """Yield the inputs of `node` that may be the scores."""
-    if _is(node, *_MOVES):
+    if _is(node, *MOVES):
         yield _input(node, 0)
     elif (
-        _is(node, "Mul", "Div", "Max") and (_scale(node) is not None or _limits_nothing(node))
+        _is(node, "Mul", "Div", "Max")
+        and (scalar_factor(node) is not None or _limits_nothing(node))
     ) or _is(node, "Add"):
         yield from activation_inputs(node)
     elif _is(node, "Where"):
@@ -184,19 +199,6 @@ def _terms(node: ir.Node, carrier: ir.Value, factor: float) -> Iterator[Term]:
         yield Term(node, "mask" if _is_mask(other) else "bias", other, True, factor)
     elif node.op_type == "Where":
         yield Term(node, "choice", _input(node, 0), node.inputs[1] is carrier, factor)
-
-
-def _scale(node: ir.Node) -> float | None:
-    """Return the positive number that a Mul or Div scales its other operand with."""
-    if not _is(node, "Mul", "Div"):
-        return None
-    array = constant(node.inputs[1])
-    if array is None and node.op_type == "Mul":
-        array = constant(node.inputs[0])
-    if array is None or array.size != 1 or not float(array.item()) > 0:
-        return None
-    number = float(array.item())
-    return number if node.op_type == "Mul" else 1.0 / number
 
 
 def _limits_nothing(node: ir.Node) -> bool:
@@ -249,7 +251,7 @@ def _product(probabilities: ir.Value) -> ir.Node | None:
     for node in consumers(probabilities):
         if _is(node, "MatMul") and node.inputs[0] is probabilities:
             return node
-        if _is(node, "QuantizeLinear", "DequantizeLinear", *_MOVES):
+        if _is(node, "QuantizeLinear", "DequantizeLinear", *MOVES):
             found = _product(node.outputs[0])
             if found is not None:
                 return found
