@@ -4,14 +4,18 @@ before:  y = LayerNormalization(x, gamma, beta);  z = Gemm(y, w, b)
 after:   y = LayerNormalization(x, 1, 0);         z = Gemm(y, w * gamma, b + sum(w * beta))
 
 Where every reader is a Gemm with constant weights, through Reshape or not: two operations per
-element less. Computed in float64 and rounded to float32 once.
+element less. Computed in float64 and rounded to float32 once. A weight that is an embedding as well
+(tied, in language models) stays as it is, to be stored once.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from edgeq.code_plan import is_embedding
 from edgeq.graph import Editor, constant, consumers
 from edgeq.linear_weights import behind_affine, has_linear_weights, set_linear_weights
 from edgeq.passing import Context, Pass
@@ -24,10 +28,12 @@ class FoldNormalization(Pass):
     def run(self, model: ir.Model, context: Context) -> int:
         """Rewrite; return how many LayerNormalization nodes lost their scale and bias."""
         editor = Editor(model.graph)
-        return sum(_fold(node, editor) for node in list(model.graph))
+        tables = [node.inputs[0] for node in model.graph if is_embedding(node)]
+        arrays = [array for array in map(constant, tables) if array is not None]
+        return sum(_fold(node, arrays, editor) for node in list(model.graph))
 
 
-def _fold(node: ir.Node, editor: Editor) -> bool:
+def _fold(node: ir.Node, tables: list[NDArray[Any]], editor: Editor) -> bool:
     if node.op_type != "LayerNormalization" or node.domain:
         return False
     gamma = constant(node.inputs[1])
@@ -37,6 +43,9 @@ def _fold(node: ir.Node, editor: Editor) -> bool:
         return False
     offset = np.zeros_like(gamma) if beta is None else beta
     if (gamma == 1).all() and not offset.any():
+        return False
+    weights = [constant(gemm.inputs[1]) for gemm in readers]
+    if any(np.array_equal(w, table) for w in weights if w is not None for table in tables):
         return False
     for gemm in readers:
         folded = behind_affine(gemm, gamma.astype(np.float64), offset.astype(np.float64))
