@@ -41,10 +41,6 @@ def recurrent(net: Net) -> list[str]:
     return [net.dense(net("Squeeze", last, net.constant([0])), 8, 3)]
 
 
-def cube(net: Net) -> list[str]:
-    return [net.conv(net("Pow", image(net), net.constant(2.7)), 4, 4)]
-
-
 def running_sum(net: Net) -> list[str]:
     return [net("CumSum", net.classify(image(net), 4), net.constant(1))]
 
@@ -54,7 +50,6 @@ REFUSED: dict[Architecture, tuple[type[EdgeqError], str, str]] = {
     odd_factor: (VerificationError, "Resize 'resize2': .*no known power of two", PERMIT),
     aligned_corners: (VerificationError, "Resize 'resize2': .*align_corners .*not dyadic", PERMIT),
     mean_over_samples: (VerificationError, "'reducemean2': .*--max-dim", PERMIT),
-    cube: (VerificationError, "'pow2': IEEE does not define", PERMIT),
     running_sum: (VerificationError, "'cumsum5': no proof is known", PERMIT),
     cubic: (UnsupportedOperatorError, "'resize2' .*'cubic' is not supported", "only 'nearest'"),
     recurrent: (UnsupportedOperatorError, "'lstm1' .*no definition of operator LSTM", "cut the"),
