@@ -24,6 +24,7 @@ REFINEMENTS = (0.0125, 0.003)  # relative steps around the best so far
 REACH = 4  # steps to each side
 EXPONENTS = 5  # powers of two tried, from the one that covers everything downwards
 BLOCK = 2**21  # elements of a block of candidates times bins
+ROWS = 2**17  # elements of a block of candidates times values: it stays in a cache
 
 
 def least_error_range(statistics: Statistics, spec: Format) -> tuple[float, float]:
@@ -120,9 +121,14 @@ def _integral(x: Float64, first: Float64, last: Float64) -> Float64:
 def _exact_errors(levels: Levels, qparams: QParams) -> Float64:
     """Do the same for values that are all known, with the arithmetic of the device."""
     errors = np.empty(len(qparams.scale))
-    exact = levels.values.astype(np.float64)
-    for place, (scale, zero) in enumerate(zip(qparams.scale, qparams.zero_point, strict=True)):
-        codes = quantize(levels.values, scale, zero, qparams.qtype).astype(np.float64)
-        difference = (codes - float(zero)) * float(scale) - exact
-        errors[place] = (difference * difference * levels.counts).sum()
+    values, exact = levels.values, levels.values.astype(np.float64)
+    rows = max(1, ROWS // len(values))
+    for start in range(0, len(errors), rows):
+        part = slice(start, start + rows)
+        scale, zero = qparams.scale[part], qparams.zero_point[part]
+        codes = quantize(values[None, :], scale, zero, qparams.qtype, axis=0).astype(np.float64)
+        codes -= zero[:, None]
+        codes *= scale[:, None].astype(np.float64)
+        codes -= exact
+        errors[part] = (codes * codes * levels.counts).sum(axis=1)
     return errors
