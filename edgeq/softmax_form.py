@@ -5,9 +5,10 @@
     e     = round(exp(index * step) * highest)      a table, or Exp where its bits are certain
     p     = e / sum(e)                              the sum is exact, in any order
 
-Terms are such that a row of the greatest length adds up to less than 2**24, and that the greatest
-distance, like all beyond it, has a term of 0. Where codes follow, each row is quantized with the
-scale `float32(sum(e) * scale)`: division and quantization are rounded once.
+The greatest distance, like all beyond it, has a term of 0. A row of terms adds up to less than
+2**24; where its length is known, pieces of it do, and their sums are added up in float64. So long
+rows keep the terms that their small probabilities need. Where codes follow, each row is quantized
+with the scale `float32(sum(e) * scale)`: division and quantization are rounded once.
 
 LogSoftmax is `d - log(sum(e) / peak)`, the logarithm by square roots (`edgeq.logarithm_form`).
 """
@@ -22,15 +23,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.certain_exponentials import certain_exponentials
+from edgeq.chain import Chain
 from edgeq.graph import Editor, rank
 from edgeq.logarithm_form import logarithm
 from edgeq.look_up import look_up
 from edgeq.qdq import Operand, Result
+from edgeq.row_sums import Rows as Summed
+from edgeq.row_sums import row_sums
 
 EXACT_BITS = 24
 LONGEST = 2**16  # elements of a row: of longer ones, terms would have fewer than 8 bits
-HIGHEST = 2**14 - 1  # of the terms in front of 8-bit codes: more would make their steps coarser
-ENTRIES = 4096  # of the table in front of all else
+# Distances and the largest term in front of 8-bit codes: larger terms would need coarser steps, and
+# more of them would not be certain. Codes of long rows stand for small numbers, which need more.
+SHORT = 256  # elements of a row
+FEW, MANY = (256, 2**14 - 1), (1024, 2**13 - 1)
+ENTRIES, HIGHEST = 4096, 2**16 - 1  # of the table in front of all else
 Attribute = int | float | str | Sequence[int]
 FLOAT, INT32, INT64, DOUBLE = (
     ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.DOUBLE
@@ -125,7 +132,7 @@ class SoftmaxWriter:
         if x.qparams.qtype.qmin < 0:  # a difference of int8 needs more bits
             top, codes = self._cast(top, INT32, "max_int"), self._cast(codes, INT32, "int")
         below = self._write("Sub", [top, codes], "below", like=codes)
-        scale, highest = float(x.qparams.scale), peak(self._rows.longest)
+        scale, highest = float(x.qparams.scale), self._highest(codes)
         values = self._look_up(below, exponentials(scale, highest))
         return Terms(values, highest, below, -scale)
 
@@ -136,10 +143,10 @@ class SoftmaxWriter:
     def of_reals(self, x: ir.Value, unit: float, *, fine: bool) -> Terms:
         """Return the terms of `x * unit`, x float32.
 
-        Where 8-bit codes follow, distances of 256 steps are enough, and exp of them is certain;
-        `fine` ones have 4096 steps, and a table.
+        Where 8-bit codes follow, few distances are enough, and exp of them is certain; `fine` ones
+        have 4096 steps, and a table.
         """
-        highest = peak(self._rows.longest)
+        highest = self._highest(x)
         top = self._reduce("ReduceMax", x, "max")
         if self._rows.lowest is not None:
             lowest = self._constant("lowest", np.float32(self._rows.lowest))
@@ -150,10 +157,12 @@ class SoftmaxWriter:
             index = self._index(below, step / unit, np.array(ENTRIES - 1, np.uint16))
             values = self._look_up(index, exponentials(step, highest, ENTRIES)[::-1])
             return Terms(values, highest, below, unit)
-        certain = certain_exponentials(min(highest, HIGHEST))
-        index = self._index(below, certain.step / unit, np.array(255, np.uint8))
+        count, most = FEW if self._rows.longest <= SHORT else MANY
+        certain = certain_exponentials(min(highest, most), count)
+        kind = np.dtype(np.uint8 if count <= 256 else np.uint16)
+        index = self._index(below, certain.step / unit, np.array(count - 1, kind))
         scale = self._constant("step", np.float32(certain.step))
-        zero_point = self._constant("zero_point", np.array(certain.zero_point, np.uint8))
+        zero_point = self._constant("zero_point", np.array(certain.zero_point, kind))
         inputs = [index, scale, zero_point]
         real = self._write("DequantizeLinear", inputs, "distance", FLOAT, like=x)
         values = self._write("Round", [self._write("Exp", [real], "exp", like=x)], "terms", like=x)
@@ -217,8 +226,30 @@ class SoftmaxWriter:
         last = self._write("Slice", [shape, self._integers(-1), self._integers(2**31)], "length")
         return shape, self._write("Concat", [self._integers(-1), last], "matrix", axis=0)
 
+    def _highest(self, x: ir.Value) -> int:
+        """Return the largest term that rows as those of `x` may have."""
+        highest = peak(self._rows.longest)
+        return highest if self._length(x) is None else max(highest, HIGHEST)
+
+    def _length(self, x: ir.Value) -> int | None:
+        """Return the length of the rows, where pieces of them can be summed: if it is known."""
+        if x.shape is None or self._rows.axis not in (-1, len(x.shape) - 1):
+            return None
+        return x.shape[-1] if isinstance(x.shape[-1], int) else None
+
+    def _sum(self, terms: Terms) -> ir.Value:
+        values, longest = terms.values, self._rows.longest
+        if terms.highest <= peak(longest):
+            return self._reduce("ReduceSum", values, "sum")
+        assert values.shape is not None
+        chain = Chain(self._editor, self._name)
+        rows = Summed((len(values.shape) - 1,), self._length(values), longest)
+        total = chain.cast(row_sums(chain, values, rows, terms.highest), FLOAT)
+        self.made += chain.made
+        return total
+
     def _total(self, terms: Terms) -> ir.Value:
-        total = self._reduce("ReduceSum", terms.values, "sum")
+        total = self._sum(terms)
         if self._rows.lowest is None:
             return total
         return self._write(

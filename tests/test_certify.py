@@ -360,11 +360,48 @@ def test_other_exponentials_are_not_proven(body: str, changes: Arrays, inputs: s
     assert "Exp" in [proof.op_type for proof in found.unproven]
 
 
-@pytest.mark.parametrize("bits", range(8, 15))
-def test_certain_exponentials_are_certain(bits: int) -> None:
+DISTANCES = (
+    "m = ReduceMax(f, last) b = Sub(f, m) i = QuantizeLinear(b, third, top)"
+    f" {ROUNDED.replace('(x, step', '(i, step')}"
+)
+
+
+def distances() -> Arrays:
+    found = certain_exponentials(4095, 1024)
+    zero_point, top = np.array(found.zero_point, np.uint16), np.array(1023, np.uint16)
+    return {**rounded_exponentials(zero=zero_point, step=f32(found.step)), "top": top}
+
+
+def test_distances_are_at_most_their_zero_point() -> None:
+    found = certificate(DISTANCES, distances(), "float[2,4096] f")
+    assert found.unproven == () and "all 1024 results" in found.proofs[-3].detail
+    assert f"at most {4085 * 4096}" in found.proofs[-1].detail
+    body = DISTANCES.replace("b = Sub(f, m)", "t = Max(m, third) b = Sub(f, t)")
+    assert certificate(body, distances(), "float[2,4096] f").unproven == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("Sub(f, m)", "Sub(m, f)"),  # 0 at least
+        ("Sub(f, m)", "Sub(f, third)"),
+        ("ReduceMax", "ReduceMin"),
+        ("Sub(f, m)", "Add(f, m)"),
+        ("m = ReduceMax(f, last)", "g = Neg(f) m = ReduceMax(g, last)"),
+    ],
+)
+def test_other_codes_of_16_bits_may_be_any(change: tuple[str, str]) -> None:
+    found = certificate(DISTANCES.replace(*change), distances(), "float[2,4096] f")
+    assert "Exp" in [proof.op_type for proof in found.unproven]
+
+
+@pytest.mark.parametrize(
+    ("bits", "count"), [*((n, 256) for n in range(8, 15)), *((n, 1024) for n in range(8, 14))]
+)
+def test_certain_exponentials_are_certain(bits: int, count: int) -> None:
     """Whatever float32 makes of exp, a few units in the last place off: the integers stay."""
-    found = certain_exponentials(2**bits - 1)
-    reals = (np.arange(256) - found.zero_point).astype(np.float32) * np.float32(found.step)
+    found = certain_exponentials(2**bits - 1, count)
+    reals = (np.arange(count) - found.zero_point).astype(np.float32) * np.float32(found.step)
     exact = np.exp(reals.astype(np.float64))
     terms = np.rint(exact)
     assert terms[0] == 0 and terms[-1] == found.highest <= 2**bits - 1

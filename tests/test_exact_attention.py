@@ -158,6 +158,21 @@ def test_long_attention(length: int) -> None:
     everywhere(model, fed, ("extended", "all"))
 
 
+def test_long_attention_of_known_length() -> None:
+    """Finer distances, and terms whose sums are those of pieces."""
+    graph = text(MASKS["none"], "4096", values=False).replace("[B,2,4096,8] qq", "[1,2,5,8] qq")
+    model = exact(graph.replace("[B,2,", "[1,2,").replace("4096,4096] pq", "5,4096] pq"))
+    random = np.random.default_rng(0)
+    fed = {
+        "qq": random.integers(90, 150, (1, 2, 5, D)).astype(np.uint8),
+        "kq": random.integers(90, 150, (1, 2, D, 4096)).astype(np.uint8),
+        "vq": np.zeros((1, 2, 4096, D), np.uint8),
+    }
+    everywhere(model, fed)
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("ReduceSum") == 2 and "GatherElements" not in kinds
+
+
 @pytest.mark.parametrize("name", ["none", "Where", "Add of lowest", "two", "guarded"])
 def test_the_product_with_values_is_one_integer_kernel(name: str) -> None:
     model = exact(text(MASKS[name]))
