@@ -20,7 +20,7 @@ from edgeq.errors import ModelError
 from edgeq.graph import check, to_bytes, to_text
 from edgeq.load import load_model, normalize
 from edgeq.normalization import normalization
-from tests.fused_operators.attention import ATTENTIONS
+from tests.fused_operators.attention import ATTENTIONS, SHORT_MASKS
 from tests.fused_operators.attention_of_ort import MULTI_HEAD, OF_ORT, PACKED
 from tests.fused_operators.normalizations import NORMALIZATIONS
 from tests.fused_operators.products import ACTIVATIONS, PRODUCTS
@@ -34,6 +34,11 @@ ROWS = [
 ]  # fmt: skip
 # Kernels sum and round in other orders; another axis, mask or head is far off.
 TOLERANCE = 2.0**-16
+
+
+@pytest.mark.parametrize("row", SHORT_MASKS, ids=lambda row: row.rule)
+def test_short_masks(tmp_path, row):
+    test_computes_the_same(tmp_path, row, symbolic=False)
 
 
 @pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])

@@ -33,7 +33,7 @@ ALL = ("y", "present_k", "present_v", "scores")
 def attention(
     rule: str, inputs: Any, opset: int = 23, outputs: Any = ("y",), **attributes: Any
 ) -> Row:
-    reference = opset == 25  # ONNX Runtime 1.31 has no windows
+    reference = opset == 25  # ONNX Runtime 1.31 has no windows and no short masks
     return Row(rule, "Attention", inputs, attributes, "", opset, outputs, reference=reference)
 
 
@@ -77,3 +77,10 @@ ATTENTIONS = [
     attention("window, causal, cache", QKV | NO_MASK | CACHE, 25, ALL[:3], left_window_size=3,
               is_causal=1),
 ]  # fmt: skip
+
+# A mask that is shorter than the keys forbids the rest; both lengths have to be known.
+SHORT_MASKS = [
+    attention("short float mask", QKV | {"mask": real(S, 4)}, 25),
+    attention("short truth mask", QKV | {"mask": real(S, 4) < 1}, 25),
+    attention("short mask, cache", QKV | {"mask": real(S, 4)} | CACHE, 25, outputs=ALL[:3]),
+]
