@@ -117,13 +117,20 @@ def _attention(scores: str, queries: str = "1,8,256,32", keys: str = "1,8,32,256
 
 
 # ONNX Runtime fuses this to QLinearMatMul - QLinearSoftmax - QLinearMatMul.
-FUSED_ATTENTION = _attention(
-    "t_codes = QuantizeLinear(s, ss, zs) x = DequantizeLinear(t_codes, ss, zs)"
-)
+ROUNDED_SCORES = "t_codes = QuantizeLinear(s, ss, zs) x = DequantizeLinear(t_codes, ss, zs)"
+FUSED_ATTENTION = _attention(ROUNDED_SCORES)
 CAUSAL = (
     "at = Range(zero, keys, one) row = Unsqueeze(at, axis) sees = LessOrEqual(at, row)"
     " mask = Where(sees, nothing, low) t = Mul(s, h) x = Add(t, mask)"
 )
+
+
+def _long_attention(heads: int, length: int) -> Form:
+    """Return the row of an attention whose rows need finer distances, and sums in pieces."""
+    shapes = f"1,{heads},{length},32", f"1,{heads},32,{length}"
+    graph = _attention("x = Mul(s, h)", *shapes)
+    return Form(graph, "exact-softmax", _attention(ROUNDED_SCORES, *shapes), 1.0)
+
 
 LAYER_NORM = "y = LayerNormalization(x, gamma, beta)"
 GROUP_NORM = "y = GroupNormalization<num_groups = 8>(x, gamma, beta)"
@@ -160,6 +167,8 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         "Softmax of 16 bits": Form(_softmax(source="uint16"), "exact-softmax", _softmax(), 1.0),
         "LogSoftmax": Form(_softmax("LogSoftmax"), "exact-softmax", _softmax("LogSoftmax"), 4.5),
         "attention": Form(_attention("x = Mul(s, h)"), "exact-softmax", FUSED_ATTENTION, 1.0),
+        "attention of 1024 keys": _long_attention(2, 1024),
+        "attention of 4096 keys": _long_attention(1, 4096),
         "attention, causal": Form(_attention(CAUSAL), "exact-softmax", FUSED_ATTENTION, 1.0),
     }
 )  # fmt: skip
