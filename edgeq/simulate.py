@@ -67,6 +67,8 @@ class Simulator:
         self._inputs = {str(v.name): v for v in graph.inputs if str(v.name) not in self._constants}
         self._outputs = tuple(str(v.name) for v in graph.outputs)
         self._all = self._prepare(graph)
+        self._fixed = _fixed(graph)
+        self._bindings: dict[Step, Step] = {}
         self._settle()
 
     def _prepare(self, graph: ir.Graph) -> list[Step]:
@@ -119,7 +121,9 @@ class Simulator:
                 step.execute(self._constants)
                 folded.append(step)
                 continue
-            settled.append(self._bound(step))
+            if step not in self._bindings:
+                self._bindings[step] = self._bound(step)
+            settled.append(self._bindings[step])
         self._folded = folded
         self._settled = settled
         self._fast = look_up_codes(settled)
@@ -140,26 +144,35 @@ class Simulator:
         `node` is a node of the model, or the linear op of a group whose weight or bias changed.
         `steps` is made anew: take it again.
         """
-        self._read_again(node, set())
+        changed = self._read_again(node)
         group = linear_group(node)
         fresh = [self._node_step(node)] if group is None else self._group_steps(group)
         place = next(i for i, s in enumerate(self._all) if s.node is node)
         self._all[place : place + len(fresh)] = fresh
         for step in self._folded:
+            if not changed.isdisjoint(step.inputs):
+                changed.update(step.outputs)
             for name in step.outputs:
                 self._constants.pop(name, None)
+        bindings = self._bindings.items()
+        self._bindings = {s: b for s, b in bindings if changed.isdisjoint(s.inputs)}
         self._settle()
 
-    def _read_again(self, node: ir.Node, seen: set[ir.Node]) -> None:
-        seen.add(node)
+    def _read_again(self, node: ir.Node) -> set[str]:
+        """Read the initializers that `node` depends on anew; return the names of those edited."""
+        changed: set[str] = set()
         for value in node.inputs:
-            if value is None:
+            if value is None or str(value.name) not in self._fixed:
                 continue
-            producer = value.producer()
-            if producer is not None and producer not in seen:
-                self._read_again(producer, seen)
-            if value.const_value is not None and value.name in self._graph.initializers:
-                self._constants[str(value.name)] = value.const_value.numpy()
+            producer, name = value.producer(), str(value.name)
+            if producer is not None:
+                changed |= self._read_again(producer)
+            elif value.const_value is not None:
+                array = value.const_value.numpy()
+                if array is not self._constants[name]:
+                    self._constants[name] = array
+                    changed.add(name)
+        return changed
 
     def real_step(self, node: ir.Node) -> Step:
         """Return the step that makes the float32 result of a linear group, before quantization."""
@@ -260,6 +273,15 @@ class Simulator:
                 )
             env[name] = array
         return env
+
+
+def _fixed(graph: ir.Graph) -> set[str]:
+    """Return the names of the values that depend on initializers alone."""
+    found = set(graph.initializers)
+    for node in graph:
+        if all(value is None or value.name in found for value in node.inputs):
+            found.update(str(value.name) for value in node.outputs)
+    return found
 
 
 def _signature(value: ir.Value) -> str:

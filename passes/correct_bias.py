@@ -12,6 +12,7 @@ A layer without a bias gets one. The number of samples in use is bounded by memo
 calibration set.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from edgeq.calibrate import calibrate
 from edgeq.graph import Editor, int_attribute
 from edgeq.numerics.qtype import INT32
+from edgeq.operators.step import Step
 from edgeq.passing import Context, Pass
 from edgeq.qdq import REAL_NAME, LinearGroup, linear_group
 from edgeq.simulate import Simulator
@@ -120,6 +122,7 @@ class _Lockstep:
 
     def correct(self, groups: list[LinearGroup], means: dict[str, NDArray[np.float64]]) -> int:
         by_node = {g.node: g for g in groups}
+        readers = Counter(name for step in self.simulator.steps for name in step.inputs)
         corrected = position = 0
         while position < len(self.simulator.steps):
             step = self.simulator.steps[position]
@@ -130,16 +133,17 @@ class _Lockstep:
                 step = self.simulator.steps[position]
             for env in self.environments:
                 step.execute(env)
-            self._forget(position)
+            self._forget(step, readers)
             position += 1
         return corrected
 
-    def _forget(self, position: int) -> None:
+    def _forget(self, step: Step, readers: Counter[str]) -> None:
         """Drop values that no later step reads."""
-        needed = {name for step in self.simulator.steps[position + 1 :] for name in step.inputs}
+        readers.subtract(step.inputs)
         for env in self.environments:
-            for name in [name for name in env if name not in needed]:
-                del env[name]
+            for name in (*step.inputs, *step.outputs):
+                if readers[name] <= 0:
+                    env.pop(name, None)
 
     def _correct(self, group: LinearGroup, wanted: NDArray[np.float64]) -> bool:
         total, count = np.zeros(len(wanted)), 0
