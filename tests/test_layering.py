@@ -28,7 +28,8 @@ LAYERS = {
     " refused_operators einsum normalization_spelling idle_choice"
     " to_float32 old_opsets affine_nodes look_up functions roles qdq simplify elementary versions"
     " index_values index_rules"
-    " attention possible_values longest logarithm_form softmax_form scores_form certain_exponentials"
+    " attention possible_values longest logarithm_form softmax_form scores_form"
+    " certain_exponentials"
     " normalization chain row_sums row_statistics"
     " elementwise_nodes unary_regions"
     " counts run_time_shapes symbolic_shapes",
@@ -45,7 +46,8 @@ LAYERS = {
     "verify": "certify tolerance verify float_proofs fused_proofs integer_proofs"
     " rounded_exponentials rules lint float_checks fusion_checks linear_checks",
     "bundle": "manifest golden report read_report trajectory_chart bundle evidence",
-    "compile": "compile compile_report compiled compare inspect measure scores opening stimulus_feeds",
+    "compile": "compile compile_report compiled compare inspect measure scores opening"
+    " stimulus_feeds",
     "interface": "api",
     "diffusion": "diffusion diffusion.*",
     "commands": "commands commands.* cli __main__",

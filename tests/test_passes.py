@@ -49,7 +49,8 @@ FILES = sorted(FOLDER.glob("*.txt"))
 
 # Float to float: what they leave must compute the same, up to the rounding of folded weights.
 FLOAT_PASSES = (
-    "cleanup", "conv-transpose", "fold-affine", "fold-batchnorm", "fold-input", "fold-normalization", "fold-pad",
+    "cleanup", "conv-transpose", "fold-affine", "fold-batchnorm", "fold-input",
+    "fold-normalization", "fold-pad",
     "linear-form", "pad-channels", "scale-scores", "tabulate-index",
 )  # fmt: skip
 # What they leave is the same function, bit by bit.
