@@ -3,9 +3,9 @@
     python -m benchmarks.softmax_bias [--bits 8 4]
 
 Scores are normal with standard deviation sigma, 256 rows; V is normal, with a mean of its own per
-channel. The probabilities are those of the deployed kernel: `exact-softmax` writes it, the simulator
-and ONNX Runtime run it, and their bits must be equal. Corrections are found on one half of the rows
-and measured on the other. Exit status 1 if a bit differs or a required figure is missed.
+channel. The probabilities are those of the deployed kernel: `exact-softmax` writes it, edgeq's
+simulator and ONNX Runtime run it, and their bits must be equal. Corrections are found on one half
+of the rows and measured on the other. Exit status 1 if a bit differs or a figure is missed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from edgeq.passing import Context, run_pipeline
 from edgeq.recipe import load_recipe
 from edgeq.runtime import make_session, run
 from edgeq.simulate import Simulator
-from edgeq.softmax_bias import SoftmaxBiasMeter, softmax
+from edgeq.softmax_bias import Observed, SoftmaxBiasMeter, softmax
 from edgeq.targeting import find_target
 
 Float64 = NDArray[np.float64]
@@ -85,13 +85,10 @@ def measure(scores: Float64, v: Float64, bits: int) -> dict[str, float]:
         rounded = np.minimum(codes(scores, scale), highest) * scale
         fit, test = SoftmaxBiasMeter(1), SoftmaxBiasMeter(1)
         for meter, part in ((fit, FIT), (test, TEST)):
-            meter.add(ideal[None, None, part], rounded[None, None, part], v[None, None])
+            meter.add(Observed(ideal[None, None, part], rounded[None, None, part], v))
         for form in ("none", "scale", "beta"):
-            if form == "none":
-                label = name or form
-            else:
-                label = f"{name} + {form}" if name else form
-            found[label] = test.worth_of(form, fit.correction(form).value).sqnr_db
+            label = " + ".join(part for part in (name, form) if part not in ("", "none")) or form
+            found[label] = test.worth(form, fit.correction(form).value).sqnr_db
     return found
 
 

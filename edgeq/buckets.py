@@ -42,6 +42,11 @@ class Buckets:
         span = self.high - self.low + 1
         return first // span if first // span == last // span else None
 
+    def of_samples(self, feeds: Feeds) -> NDArray[np.int64]:
+        """Return the bucket of each sample of a feed; the range holds all of them."""
+        steps = np.atleast_1d(feeds[self.name]).astype(np.int64) - self.low
+        return np.asarray(steps * self.count // (self.high - self.low + 1))
+
 
 def find_buckets(inputs: Iterable[InputSpec]) -> Buckets | None:
     """Return the buckets of the first input with one integer for a sample and a range given."""

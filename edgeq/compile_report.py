@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from edgeq.compiled import Compiled
-from edgeq.graph import constant, weight_bytes
+from edgeq.float_islands import float_tail
+from edgeq.graph import weight_bytes
 from edgeq.manifest import (
     BitSummary,
     CertificateSummary,
@@ -14,11 +15,9 @@ from edgeq.manifest import (
     SampleInfo,
     TensorInfo,
 )
-from edgeq.qdq import linear_group, operand, quantize_node
 from edgeq.report import (
     BucketRow,
     BucketTable,
-    FloatRow,
     MetricRow,
     PassRow,
     ProofRow,
@@ -54,13 +53,15 @@ def build_report(compiled: Compiled, target: Target) -> Report:
         weights_deployed=weight_bytes(compiled.model),
         metrics=_metric_rows(compiled.metrics),
         layers=compiled.sweep.fidelities,
+        softmaxes=tuple(context.softmax_rows),
         kernels=compiled.kernels,
         certificate=tuple(
             ProofRow(p.node, p.op_type, p.kind, p.detail) for p in compiled.certificate.proofs
         ),
         passes=tuple(PassRow(r.name, r.rewrites) for r in compiled.records),
         notes=(*(("load", note) for note in source.notes), *context.notes),
-        remnants=float_remnants(compiled),
+        islands=compiled.islands,
+        tail=float_tail(compiled.model, compiled.certificate),
         versions=versions(),
         buckets=_bucket_table(compiled),
     )
@@ -87,6 +88,7 @@ def build_manifest(compiled: Compiled, target: Target) -> Manifest:
             certificate.proven,
             tuple(proof.node for proof in certificate.unproven),
             dict(Counter(proof.kind for proof in certificate.proofs)),
+            tuple(row.node for row in compiled.islands),
         ),
         samples=SampleInfo(calibration.samples, calibration.digest),
         versions=versions(),
@@ -142,25 +144,3 @@ def _tensor_info(value: ir.Value, compiled: Compiled) -> TensorInfo:
         return TensorInfo(name, dtype, shape, tolerance=tolerance, span=span)
     scale, zero_point = float(qparams.scale), int(qparams.zero_point)
     return TensorInfo(name, dtype, shape, scale, zero_point, tolerance)
-
-
-def float_remnants(compiled: Compiled) -> tuple[FloatRow, ...]:
-    """Return the nodes that compute in float32, each with the reason."""
-    kinds = {proof.node: proof for proof in compiled.certificate.proofs}
-    rows = []
-    for node in compiled.model.graph:
-        made = node.outputs[0]
-        if made.dtype != ir.DataType.FLOAT or constant(made) is not None:
-            continue
-        if operand(made) is not None or quantize_node(node) is not None:
-            continue
-        if linear_group(node) is not None:
-            continue
-        proof = kinds.get(str(node.name))
-        reason = "kept by --keep-float" if compiled.context.keep_float(node) else ""
-        if not reason and proof is not None and proof.kind == "enumerated":
-            continue  # a fused kernel, on codes
-        if not reason and proof is not None:
-            reason = f"{proof.kind}: {proof.detail}"
-        rows.append(FloatRow(str(node.name), node.op_type, reason))
-    return tuple(rows)

@@ -238,8 +238,8 @@ def _add_many(node: ir.Node, inputs: Facts) -> Reason:
 
 _SUMS = frozenset(
     {
-        "AveragePool", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul", "ReduceMean",
-        "ReduceSum", "ReduceSumSquare", "Resize",
+        "AveragePool", "Conv", "ConvTranspose", "CumSum", "Gemm", "GlobalAveragePool", "MatMul",
+        "ReduceMean", "ReduceSum", "ReduceSumSquare", "Resize",
     }
 )  # fmt: skip
 

@@ -20,6 +20,7 @@ from edgeq.graph import remove_dead
 from edgeq.longest import MAX_DIM
 from edgeq.numerics.affine import QParams
 from edgeq.recipe import Recipe
+from edgeq.softmax_bias import SoftmaxRow
 from edgeq.steps import Step as Step
 from edgeq.steps import format_steps as format_steps
 from edgeq.steps import parse_steps as parse_steps
@@ -46,6 +47,7 @@ class Context:
         max_dim: The most that a dimension which the model leaves open can be at run time.
         seed: The only source of randomness.
         notes: What a pass wants the report to say, as (pass or subject, text).
+        softmax_rows: How the softmax of each attention was corrected.
     """
 
     recipe: Recipe
@@ -61,6 +63,7 @@ class Context:
     max_dim: int = MAX_DIM
     seed: int = 0
     notes: list[tuple[str, str]] = field(default_factory=list)
+    softmax_rows: list[SoftmaxRow] = field(default_factory=list)
 
     def keep_float(self, node: ir.Node) -> bool:
         """Whether the recipe leaves `node` in float32."""

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from edgeq.buckets import Buckets, BucketStatistics
 from edgeq.fidelity import Fidelity
+from edgeq.softmax_bias import SoftmaxRow
 from edgeq.trajectory import TrajectoryComparison
 from edgeq.trajectory_chart import draw_chart
 
@@ -59,7 +60,7 @@ class PassRow:
 
 @dataclass(frozen=True)
 class FloatRow:
-    """A node that stays float32, and why."""
+    """A node that computes in float32, and why."""
 
     node: str
     op_type: str
@@ -107,11 +108,14 @@ class Report:
         weights_deployed: Bytes of the artifact's weights alone.
         metrics: Accuracy and SQNR of the outputs.
         layers: Every quantized tensor against the float model, in graph order.
+        softmaxes: What rounding takes from the softmax of each attention, and what it got back.
         kernels: Operators of the runtime's optimized model, with their numbers.
         certificate: Every node's proof.
         passes: What was done, in order.
         notes: What was done on loading, and what else the user should know: (subject, text).
-        remnants: What stays float32.
+        islands: What computes in float32 though codes are made of it, outside exact forms, is kept
+            float32 by the user, or has no proof: `edgeq.float_islands`.
+        tail: What computes in float32 behind the last codes, with its proofs.
         versions: Of edgeq and the packages that the bits depend on.
         buckets: Where an integer input with one value for a sample has a known range, a timestep
             say: what tensors are like at which values.
@@ -130,11 +134,13 @@ class Report:
     weights_deployed: int = 0
     metrics: tuple[MetricRow, ...] = ()
     layers: tuple[Fidelity, ...] = ()
+    softmaxes: tuple[SoftmaxRow, ...] = ()
     kernels: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     certificate: tuple[ProofRow, ...] = ()
     passes: tuple[PassRow, ...] = ()
     notes: tuple[tuple[str, str], ...] = ()
-    remnants: tuple[FloatRow, ...] = ()
+    islands: tuple[FloatRow, ...] = ()
+    tail: tuple[FloatRow, ...] = ()
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     buckets: BucketTable | None = None
     trajectory: TrajectoryComparison | None = None

@@ -9,22 +9,26 @@ Bias Correction for Quantized Generative Models", ICCV workshops):
 
 `beta` costs a rank-1 term, `beta * sum of v`; `rho` nothing. What an attention gives with either is
 linear in it, so one sweep over the samples tells the squared error of every form: sums are all
-that is kept, whatever the number of samples.
+that is kept, whatever the number of samples. What is found on every other sample is measured on
+those between them.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Form = Literal["none", "scale", "beta"]
+Granularity = Literal["tensor", "head", "timestep"]
 Float64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
 
 
-def softmax(scores: Float64, kept: NDArray[np.bool_] | None = None) -> Float64:
-    """Return the probabilities of each row of the last axis, masked elements 0."""
+def softmax(scores: Float64, kept: Bool | None = None) -> Float64:
+    """Return the probabilities of each row of the last axis; 0 for what is not `kept`."""
     if kept is not None:
         scores = np.where(kept, scores, -np.inf)
     top = scores.max(-1, keepdims=True)
@@ -34,109 +38,223 @@ def softmax(scores: Float64, kept: NDArray[np.bool_] | None = None) -> Float64:
 
 
 @dataclass(frozen=True, eq=False)
+class Observed:
+    """One sample of an attention.
+
+    Attributes:
+        ideal: The probabilities, float64 (batch, heads, rows, keys).
+        rounded: What their codes stand for, the same shape.
+        v: The values, float64 (batch, heads, keys, width), or broadcastable to that.
+        kept: Which elements no mask hides, broadcastable to `ideal`; None for all.
+    """
+
+    ideal: Float64
+    rounded: Float64
+    v: Float64
+    kept: Bool | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Correction:
     """A form of the correction of one attention, and what it is worth.
 
     Attributes:
         form: `none`, `scale` or `beta`.
-        value: beta or rho, float64 (heads,): all alike unless it was asked for per head.
+        granularity: What each value was found for: the `tensor`, a `head`, a head at a `timestep`.
+        value: beta or rho, float64 (buckets, heads).
         sqnr_db: Of the attention's result, before it is rounded.
         row_sum: Mean sum of a row of probabilities with the correction; 1 is right.
     """
 
     form: Form
+    granularity: Granularity
     value: Float64
     sqnr_db: float
     row_sum: float
 
 
 class SoftmaxBiasMeter:
-    """Adds up, sample by sample, what the corrections of one attention need; O(heads) memory."""
+    """Adds up, sample by sample, what the corrections of one attention need.
 
-    def __init__(self, heads: int) -> None:
-        """Start with nothing; `heads` is the size of axis 1, 1 where there is none."""
-        # Per head: rows, elements kept, sum of Q(a); energies and products of the results.
-        self._rows, self._kept, self._mass = (np.zeros(heads) for _ in range(3))
-        self._ideal, self._error, self._plain = (np.zeros(heads) for _ in range(3))
-        self._shift, self._cross, self._scaled = (np.zeros(heads) for _ in range(3))
+    Memory grows with heads and buckets, not with the samples.
 
-    def add(
+    Attributes:
+        heads: The size of axis 1.
+        buckets: Into how many parts the range of timesteps is cut.
+    """
+
+    def __init__(self, heads: int, buckets: int = 1) -> None:
+        """Start with nothing."""
+        self.heads, self.buckets = heads, buckets
+        self._halves = _Sums.zeros(buckets, heads), _Sums.zeros(buckets, heads)
+        self._samples = 0
+
+    def add(self, sample: Observed, bucket: int | NDArray[np.int64] = 0) -> None:
+        """Take one sample in; `bucket` is that of its timestep, or one for each of its batch."""
+        half = self._halves[self._samples % 2]
+        half.add(sample, np.broadcast_to(bucket, len(sample.ideal)))
+        self._samples += 1
+
+    def correction(
         self,
-        ideal: Float64,
-        rounded: Float64,
-        v: Float64,
-        kept: NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Take one sample in.
+        form: Form,
+        granularity: Granularity = "tensor",
+        rounded: Callable[[Float64], Float64] = lambda value: value,
+    ) -> Correction:
+        """Return the value of a form, `rounded` as it will be written, and its worth."""
+        a, b = self._halves
+        value = rounded((a + b).value(form, granularity))
+        if self._samples < 2:
+            return _correction(form, granularity, value, [a.effect(form, value)])
+        found = [rounded(half.value(form, granularity)) for half in self._halves]
+        effects = [a.effect(form, found[1]), b.effect(form, found[0])]
+        return _correction(form, granularity, value, effects)
 
-        Args:
-            ideal: The probabilities, float64 (batch, heads, rows, keys).
-            rounded: What their codes stand for, the same shape.
-            v: The values, float64 (batch, heads, keys, width).
-            kept: Which elements no mask hides, broadcastable to `ideal`; None for all.
-        """
+    def worth(self, form: Form, value: Float64) -> Correction:
+        """Return what a given value is worth on the samples taken in."""
+        a, b = self._halves
+        return _correction(form, "tensor", value, [(a + b).effect(form, value)])
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """What a correction leaves: energies of the result and of its error; rows, and their mass."""
+
+    signal: float
+    noise: float
+    rows: float
+    mass: float
+
+
+@dataclass(eq=False)
+class _Sums:
+    """Sums over samples, each (buckets, heads).
+
+    Attributes:
+        rows: Rows; one that is hidden whole counts nothing.
+        kept: Elements that no mask hides.
+        mass: Of Q(a).
+        ideal: Squares of `a @ v`.
+        error: Squares of `(a - Q(a)) @ v`.
+        plain: Squares of `Q(a) @ v`.
+        shift: Squares of `kept @ v`, what a beta of 1 adds.
+        cross: Products of the error and the shift.
+        scaled: Products of the ideal and the plain result.
+    """
+
+    rows: Float64
+    kept: Float64
+    mass: Float64
+    ideal: Float64
+    error: Float64
+    plain: Float64
+    shift: Float64
+    cross: Float64
+    scaled: Float64
+
+    @classmethod
+    def zeros(cls, buckets: int, heads: int) -> "_Sums":
+        return cls(*np.zeros((9, buckets, heads)))
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        return _Sums(*(a + b for a, b in zip(self._arrays(), other._arrays(), strict=True)))
+
+    def _arrays(self) -> list[Float64]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def add(self, sample: Observed, buckets: NDArray[np.int64]) -> None:
+        """Take one sample in; `buckets` holds one number for each of its batch."""
+        ideal, rounded, v = sample.ideal, sample.rounded, sample.v
         assert ideal.ndim == 4 and ideal.shape == rounded.shape, (ideal.shape, rounded.shape)
-        wanted, plain = ideal @ v, rounded @ v
-        if kept is None:
-            shift = np.broadcast_to(v.sum(-2, keepdims=True), wanted.shape)
-            count = np.full(ideal.shape[1], ideal[:, 0].size, np.float64)
-        else:
-            mask = np.broadcast_to(kept, ideal.shape).astype(np.float64)
-            shift, count = mask @ v, mask.sum((0, 2, 3))
-        error = wanted - plain
-        self._rows += ideal.sum((0, 2, 3))  # a row that is hidden whole counts nothing
-        self._kept += count
-        self._mass += rounded.sum((0, 2, 3))
-        for total, a, b in (
-            (self._ideal, wanted, wanted),
-            (self._error, error, error),
-            (self._plain, plain, plain),
-            (self._shift, shift, shift),
-            (self._cross, error, shift),
-            (self._scaled, wanted, plain),
+        mask = np.ones(ideal.shape[-2:]) if sample.kept is None else sample.kept.astype(np.float64)
+        rounded = rounded * mask.any(-1, keepdims=True)
+        wanted, plain, shift = ideal @ v, rounded @ v, mask @ v
+        error, shift = wanted - plain, np.broadcast_to(shift, wanted.shape)
+        for total, array in (
+            (self.rows, ideal),
+            (self.kept, np.broadcast_to(mask, ideal.shape)),
+            (self.mass, rounded),
         ):
-            total += np.einsum("bhtd,bhtd->h", a, b)
+            np.add.at(total, buckets, array.sum((2, 3)))
+        for total, a, b in (
+            (self.ideal, wanted, wanted),
+            (self.error, error, error),
+            (self.plain, plain, plain),
+            (self.shift, shift, shift),
+            (self.cross, error, shift),
+            (self.scaled, wanted, plain),
+        ):
+            np.add.at(total, buckets, np.einsum("bhtd,bhtd->bh", a, b))
 
-    def correction(self, form: Form, *, per_head: bool = False) -> Correction:
-        """Return a form's value and its worth on the samples taken in."""
+    def value(self, form: Form, granularity: Granularity) -> Float64:
+        """Return beta or rho, (buckets, heads): all alike where they are found for more at once."""
         if form == "none":
-            return self._worth(form, np.zeros_like(self._rows))
+            return np.zeros_like(self.rows)
+        over, under = self.rows - self.mass, self.kept
         if form == "scale":
-            value = _ratio(self._rows, self._mass, per_head)
-        else:
-            value = _ratio(self._rows - self._mass, self._kept, per_head)
-        return self._worth(form, value)
+            over, under = self.rows, self.mass
+        value = _ratio(over.sum(keepdims=True), under.sum(keepdims=True), 0.0)
+        if granularity != "tensor":
+            value = _ratio(over.sum(0, keepdims=True), under.sum(0, keepdims=True), value)
+        if granularity == "timestep":
+            value = _ratio(over, under, value)
+        return np.broadcast_to(value, over.shape)
 
-    def worth_of(self, form: Form, value: Float64) -> Correction:
-        """Return what a given value is worth: one that was rounded, or found on other samples."""
-        return self._worth(form, np.broadcast_to(value, self._rows.shape))
-
-    def _worth(self, form: Form, value: Float64) -> Correction:
-        mass = self._mass
+    def effect(self, form: Form, value: Float64) -> _Effect:
+        """Return what a correction by `value` leaves."""
         if form == "scale":
-            error = self._ideal - 2 * value * self._scaled + value**2 * self._plain
-            mass = mass * value
+            noise = self.ideal - 2 * value * self.scaled + value**2 * self.plain
+            mass = self.mass * value
         else:
-            error = self._error - 2 * value * self._cross + value**2 * self._shift
-            mass = mass + value * self._kept
-        rows = float(self._rows.sum())
-        return Correction(
-            form, value, _decibels(self._ideal, error), float(mass.sum()) / rows if rows else 1.0
-        )
+            noise = self.error - 2 * value * self.cross + value**2 * self.shift
+            mass = self.mass + value * self.kept
+        arrays = self.ideal, noise, self.rows, mass
+        return _Effect(*(float(array.sum()) for array in arrays))
 
 
-def _ratio(over: Float64, under: Float64, per_head: bool) -> Float64:
-    if not per_head:
-        over, under = np.full_like(over, over.sum()), np.full_like(under, under.sum())
-    return np.divide(over, under, out=np.zeros_like(over), where=under > 0)
+def _ratio(over: Float64, under: Float64, otherwise: Float64 | float) -> Float64:
+    """Return `over / under`; where nothing was seen, what is found for more at once."""
+    value = np.broadcast_to(otherwise, np.shape(over)).astype(np.float64)
+    return np.divide(over, under, out=value, where=under > 0)
 
 
-def _decibels(signal: Float64, noise: Float64) -> float:
-    if noise.sum() <= 0:
-        return math.inf
-    return 10 * math.log10(max(float(signal.sum()), 1e-300) / float(noise.sum()))
+def _correction(
+    form: Form, granularity: Granularity, value: Float64, effects: list[_Effect]
+) -> Correction:
+    signal, noise, rows, mass = (
+        sum(getattr(effect, field.name) for effect in effects) for field in fields(_Effect)
+    )
+    decibels = 10 * math.log10(max(signal, 1e-300) / noise) if noise > 0 else math.inf
+    return Correction(form, granularity, value, decibels, mass / rows if rows else 1.0)
 
 
-def rounded_codes(probabilities: Float64, scale: float, bits: int) -> NDArray[Any]:
-    """Return what unsigned codes of `bits` bits with zero point 0 stand for, in float64."""
-    return np.clip(np.rint(probabilities / scale), 0, 2**bits - 1) * scale
+@dataclass(frozen=True)
+class SoftmaxRow:
+    """What a report says of one attention.
+
+    Attributes:
+        attention: Its name.
+        form: How its softmax was corrected: `none`, or a form and what it was found for.
+        row_sum_before: Mean sum of a row of the quantized probabilities.
+        row_sum_after: The same with the correction.
+        sqnr_before_db: Of the result of the attention; None where nothing is lost.
+        sqnr_after_db: The same with the correction.
+    """
+
+    attention: str
+    form: str
+    row_sum_before: float
+    row_sum_after: float
+    sqnr_before_db: float | None
+    sqnr_after_db: float | None
+
+    @classmethod
+    def of(cls, attention: str, before: Correction, after: Correction) -> "SoftmaxRow":
+        """Return the row of an attention; figures are rounded, so that all BLAS agree on them."""
+        form = "none" if after.form == "none" else f"{after.form} by {after.granularity}"
+        sums = round(before.row_sum, 4), round(after.row_sum, 4)
+        return cls(attention, form, *sums, _shown(before.sqnr_db), _shown(after.sqnr_db))
+
+
+def _shown(sqnr_db: float) -> float | None:
+    return round(sqnr_db, 2) if math.isfinite(sqnr_db) else None

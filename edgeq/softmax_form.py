@@ -31,6 +31,8 @@ from edgeq.qdq import Operand, Result
 from edgeq.row_sums import Rows as Summed
 from edgeq.row_sums import row_sums
 
+# Metadata of codes: which value holds the distances to the largest, and what 1 of them stands for.
+DISTANCE, UNIT = "edgeq.distance", "edgeq.unit"
 EXACT_BITS = 24
 LONGEST = 2**16  # elements of a row: of longer ones, terms would have fewer than 8 bits
 # Distances and the largest term in front of 8-bit codes: larger terms would need coarser steps, and

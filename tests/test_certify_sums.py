@@ -85,6 +85,7 @@ def test_float_sums(rule: str, body: str, arrays: Arrays, kind: str, text: str) 
 
 
 SQUARES = "w = Cast<to=11>(x) q = Mul(w, w) y = ReduceSum(q, last)"
+PREFIX = "w = Cast<to=6>(x) y = CumSum(w, last)"
 WIDE_ROWS = [
     ("float64 squares", SQUARES, "uint16[4,100] x", "exact sum", "at most 429483622500 <= 2**53"),
     ("most that fit", SQUARES, f"uint16[4,{2**21}] x", "exact sum", "<= 2**53 - 1 of them"),
@@ -111,6 +112,32 @@ WIDE_ROWS = [
         f"uint16[1,{2**22}] x",
         "integer",
         "integer sum",
+    ),
+    ("prefix sums", PREFIX, "uint16[4,9] x", "integer", "at most 589815"),
+    ("prefix sums up to max_dim", PREFIX, "uint16[4,L] x", "integer", f"{65535 * 4096}"),
+    ("prefix sums beyond int32", PREFIX, f"uint16[1,{2**16}] x", "unproven", "beyond int32"),
+    (
+        "prefix sums backwards, without the last",
+        "w = Cast<to=6>(x) y = CumSum<exclusive=1, reverse=1>(w, last)",
+        "uint16[4,9] x",
+        "integer",
+        "at most 589815",
+    ),
+    ("prefix sums in float32", PREFIX.replace("6", "1"), "uint16[9,256] x", "exact sum", "2**24"),
+    (
+        "prefix sums beyond 2**24",
+        PREFIX.replace("6", "1"),
+        "uint16[9,257] x",
+        "unproven",
+        "beyond 2**24",
+    ),
+    ("prefix sums of reals", "y = CumSum(x, last)", "float[9,2] x", "unproven", "no known grid"),
+    (
+        "positions of tokens",
+        "i = Cast<to=7>(m) y = CumSum(i, last)",
+        "bool[B,L] m",
+        "integer",
+        "integer arithmetic",
     ),
 ]
 

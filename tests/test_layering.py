@@ -31,17 +31,19 @@ LAYERS = {
     " attention possible_values longest logarithm_form softmax_form scores_form"
     " certain_exponentials"
     " normalization chain row_sums row_statistics"
+    " causal_masks"
     " elementwise_nodes unary_regions"
     " counts run_time_shapes symbolic_shapes",
     "recipe": "recipe",
     "operators": "operators operators.* float_sums",
-    "simulate": "simulate stimuli fidelity softmax_bias trajectory index_tables",
+    "simulate": "simulate stimuli fidelity softmax_bias quantized_attention trajectory"
+    " index_tables",
     "in and out": "runtime npz feeds spool user_code data metrics language load export source"
     " model_file observe"
     " histogram buckets statistics clipping entropy weight_range weight_codes"
     " calibrate seen_inputs",
     "targeting": "by_name targeting",
-    "passing": "passing request proofs code_plan",
+    "passing": "passing request proofs code_plan softmax_bias_form",
     "passes!": "passes passes.* targets targets.*",
     "verify": "certify tolerance verify float_proofs fused_proofs integer_proofs"
     " rounded_exponentials rules lint float_checks fusion_checks linear_checks",

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from edgeq.fidelity import FidelityMeter, sqnr_db
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import UINT8
+from edgeq.read_report import read_report
 from edgeq.report import FloatRow, MetricRow, PassRow, VerdictRow, render_html, render_json
+from edgeq.softmax_bias import SoftmaxRow
 
 
 def f32(values: object) -> NDArray[np.float32]:
@@ -81,6 +83,20 @@ def test_every_section_says_something(report):
     for words in ("80.25", "80.5", "cleanup", "folded", "opset 9 became 21", "kept by name",
                   "QLinearConv", "bound 12345", "0.1.0", "qtype", "3.9 KiB", "4.00"):  # fmt: skip
         assert words in text, words
+
+
+def test_each_softmax_is_shown_before_and_after_its_correction(report, tmp_path):
+    rows = (
+        SoftmaxRow("attn/y", "beta by head", 0.9835, 1.0, 30.56, 31.95),
+        SoftmaxRow("exact", "none", 1.0, 1.0, None, None),
+    )
+    full = dataclasses.replace(report, softmaxes=rows)
+    text = "".join(Page(render_html(full)).text)
+    for words in ("attn/y", "beta by head", "0.9835", "1.0000", "30.56", "31.95"):
+        assert words in text, words
+    assert "row sum before" in text and "row sum before" not in render_html(report)
+    (tmp_path / "report.json").write_text(render_json(full))
+    assert read_report(tmp_path / "report.json").softmaxes == rows
 
 
 @pytest.mark.parametrize(
