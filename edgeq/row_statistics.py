@@ -52,7 +52,7 @@ class RowStatistics:
         self._count: ir.Value | None = None
 
     def mean_and_variance(self) -> tuple[ir.Value, ir.Value]:
-        """Return the mean in float32, and N times the variance in float64; axes of length 1."""
+        """Return the mean and N times the variance, in float64; axes of length 1."""
         chain = self._chain
         total = row_sums(chain, self._x, self._rows, self._reach)
         mean = chain("Div", total, self.length())
@@ -60,7 +60,7 @@ class RowStatistics:
         variance = chain("Sub", squares, chain("Mul", total, mean))
         if self._rows.longest * self._reach**2 >= _ROUNDED:
             variance = chain("Max", variance, self._number(0.0))
-        return chain.cast(mean, FLOAT), variance
+        return mean, variance
 
     def squares(self) -> ir.Value:
         """Return the sum of the squares, N times their mean, in float64; axes of length 1."""
@@ -82,12 +82,12 @@ class RowStatistics:
             return self._number(self._rows.length * factor)
         return self._chain("Mul", self.length(), self._number(factor))
 
-    def root_times(self, factor: NDArray[np.float64] | float) -> ir.Value:
-        """Return `factor * sqrt(N)` in float64."""
+    def over_root(self, numbers: NDArray[np.float64]) -> ir.Value:
+        """Return `numbers / sqrt(N)` in float64; `numbers` have as many axes as the rows."""
         if self._rows.length is not None:
-            return self._number(math.sqrt(self._rows.length) * np.asarray(factor))
+            return self._number(numbers / math.sqrt(self._rows.length))
         root = self._chain("Sqrt", self.length())
-        return self._chain("Mul", self._number(factor), root)
+        return self._chain("Div", self._number(numbers), root, shape=numbers.shape)
 
     def _number(self, number: NDArray[np.float64] | float) -> ir.Value:
         """Return a constant of the rank of `x`: with fewer axes, ONNX Runtime broadcasts slowly."""

@@ -1,40 +1,50 @@
 """Write normalisations of codes with exact statistics and single IEEE operations.
 
-before:  y = LayerNormalization(DequantizeLinear(x_q, s, z), gamma, beta)
-after:   u  = Cast(x_q)                                     integers held in float32
-         S1 = ReduceSum(u);  S2 = ReduceSum(Mul(u, u))      exact, see `edgeq.row_sums`
-         m  = Div(S1, N)                                    in float64, one value for each row
-         v  = Sub(S2, Mul(S1, m))
-         r  = Div(sqrt(N), Sqrt(Add(v, N * epsilon / (s * s))))
-         y  = Add(Mul(Mul(Sub(u, Cast(m)), Cast(r)), gamma), beta)
+before:  y_q = QuantizeLinear(LayerNormalization(DequantizeLinear(x_q, s, z), gamma, beta), sy, zy)
+after:   u   = Cast(x_q)                                    integers held in float32
+         S1  = ReduceSum(u);  S2 = ReduceSum(Mul(u, u))     exact, see `edgeq.row_sums`
+         m   = Div(S1, N)                                   in float64, one value for each row
+         v   = Sub(S2, Mul(S1, m))
+         t   = Mul(Sqrt(Add(v, N * epsilon / (s * s))), sy / (gamma * sqrt(N)))
+         y_q = QuantizeLinear(Sub(u, Cast(Sub(m, Mul(t, zy + beta / sy)))), Cast(t))
 
 N is the length of a row, `v / N` the variance in squared steps of the codes; normalisation ignores
-the zero point. Only sums depend on an order, and these are exact: all else is one IEEE operation a
-node. Where gamma is one number for a row (InstanceNormalization), or for some channels of it
-(GroupNormalization, and Reshape - InstanceNormalization - Reshape - Mul), it becomes part of r.
+the zero point. `t` is how far apart in `u` neighbouring codes of the result are: one scale for each
+row, given to QuantizeLinear as blocks as long as rows are. Only sums depend on an order, and these
+are exact: all else is one IEEE operation a node.
 
-before:  y = Div(x, Sqrt(Add(ReduceMean(Mul(x, x)), epsilon)))     x = DequantizeLinear(x_q, s, z)
-after:   d = Sub(Cast(x_q), z);  S2 = ReduceSum(Mul(d, d))
-         y = Mul(d, Cast(Div(sqrt(N), Sqrt(Add(S2, N * epsilon / (s * s))))))
+gamma and beta are one number for a row, or for some channels of it (GroupNormalization, and
+Reshape - InstanceNormalization - Reshape - Mul - Add); where they differ along a row, they follow
+as Mul and Add. Where float32 follows, Div stands for QuantizeLinear, and sy = 1.
+
+before:  y   = Div(x, Sqrt(Add(ReduceMean(Mul(x, x)), epsilon)))     x = DequantizeLinear(x_q, s, z)
+after:   d   = Sub(Cast(x_q), z)
+         t   = Mul(Sqrt(Add(ReduceSum(Mul(d, d)), N * epsilon / (s * s))), 1 / sqrt(N))
+         y   = Div(d, Cast(t))
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from edgeq.chain import Chain
-from edgeq.dims import dim_product, dim_quotient, same_dim
+from edgeq.channel_affine import ChannelAffine, Float64, channel_affine
+from edgeq.dims import Dim, dim_product, dim_quotient, same_dim, same_shape
 from edgeq.errors import ModelError
-from edgeq.graph import Editor, constant, remove_dead, replace_uses, take_output
+from edgeq.graph import Editor, producer, remove_dead, replace_uses, take_output
+from edgeq.longest import most_elements
 from edgeq.normalization import Normalization, normalization, tail_nodes
 from edgeq.passing import Context, Pass
-from edgeq.qdq import Operand, operand
+from edgeq.qdq import Operand, Result, operand
 from edgeq.row_statistics import RowStatistics, rows_along
 from edgeq.row_sums import ROOM
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+_FLAT = 2.0**-40  # of the largest gamma: what a gamma of 0 is, so that no scale is infinite
+_HUGE = np.float32(2.0**100)  # what is divided by it rounds to 0
 
 
 @dataclass(frozen=True)
@@ -66,32 +76,50 @@ class _Form:
     def __init__(self, found: Normalization, x: Operand, editor: Editor, max_dim: int) -> None:
         self.found = found
         self.x = x
+        self.max_dim = max_dim
         self.chain = Chain(editor, found.node.outputs[0].name or found.node.op_type)
-        self.units = self.chain.cast(x.codes, FLOAT)
-        grouped = self._groups_of_channels()
-        self.is_grouped = grouped is not None
-        if grouped is not None:
-            self.units = self.chain.reshape(self.units, grouped, kept=1)
-        self.rows = rows_along(self.units, (2,) if grouped is not None else found.axes, max_dim)
+        self.affine = channel_affine(found)
+        codes, axes = self._in_rows()
         zero_point = 0 if found.centered else int(x.qparams.zero_point)
-        if zero_point:
-            zero = self.chain.constant(np.float32(zero_point))
-            self.units = self.chain("Sub", self.units, zero)
-        low, high = x.qparams.qtype.qmin - zero_point, x.qparams.qtype.qmax - zero_point
-        reach = max(-low, high)
+        self.units = self._units(codes, zero_point)
+        self.rows = rows_along(self.units, axes, max_dim)
+        reach = max(zero_point - x.qparams.qtype.qmin, x.qparams.qtype.qmax - zero_point)
         self._check_room(reach)
         self.statistics = RowStatistics(self.chain, self.units, self.rows, reach)
 
-    def _groups_of_channels(self) -> ir.Shape | None:
-        """Return (batch, groups, rest) if a group has several channels, and is no axis yet."""
-        shape, groups = self.x.codes.shape, self.found.groups
-        assert shape is not None
-        batch, *sizes = shape
-        if not groups or (sizes[0] == groups and len(sizes) > 1):
-            return None
-        # A name for each size that has none: all of them bound the length of the rows.
-        named = [ir.SymbolicDim(f"axis_{i}") if _nameless(s) else s for i, s in enumerate(sizes, 1)]
-        return ir.Shape([batch, groups, dim_quotient(named, [groups])])
+    def _in_rows(self) -> tuple[ir.Value, tuple[int, ...]]:
+        """Return the codes, and the axes of a row in them.
+
+        Groups of channels have the shape (batch, groups, channels of a group, rest), without the
+        third size where it is 1: nothing that scales or shifts changes along the last axis.
+        """
+        codes, found = self.x.codes, self.found
+        shape = list(codes.shape or ())
+        if not found.groups or self.affine is None:
+            first = found.axes[0]
+            trailing = found.axes == tuple(range(first, len(shape)))
+            if self.affine is None or len(found.axes) == 1 or not trailing:
+                return codes, found.axes
+            sizes = [*shape[:first], dim_product(_named(shape[first:]))]
+            return self._reshaped(codes, sizes, first), (first,)
+        several = max(1, self.affine.gamma.size // found.groups)
+        split = [found.groups] if several == 1 else [found.groups, several]
+        sizes = [shape[0], *split, dim_quotient(_named(shape[1:]), split)]
+        return self._reshaped(codes, sizes, 1), tuple(range(2, len(sizes)))
+
+    def _reshaped(self, codes: ir.Value, sizes: Sequence[Dim | None], kept: int) -> ir.Value:
+        shape = ir.Shape(sizes)
+        if same_shape(codes, ir.Value(shape=shape)):
+            return codes
+        return self.chain.reshape(codes, shape, kept=kept)
+
+    def _units(self, codes: ir.Value, zero_point: int) -> ir.Value:
+        """Return `codes - zero_point` in float32."""
+        units = self.chain.cast(codes, FLOAT)
+        if not zero_point:
+            return units
+        # Not a DequantizeLinear of scale 1: ONNX Runtime makes one for each reader.
+        return self.chain("Sub", units, self.chain.constant(np.float32(zero_point)))
 
     def _check_room(self, reach: int) -> None:
         if self.rows.longest * reach**2 > ROOM[INT64]:
@@ -104,116 +132,126 @@ class _Form:
 
     def write(self) -> None:
         """Replace the normalisation."""
+        y = None if self.affine is None else self.affine.y
+        if self.affine is None:
+            self._replace(self.found.node.outputs[0], self._along_rows())
+        elif y is None or not self._blocks_are_last():
+            self._replace(self.affine.output, self._in_place(self._reals(self.affine)))
+        else:
+            self._replace(y.codes, self._in_place(self._codes(self.affine, y)))
+
+    def _blocks_are_last(self) -> bool:
+        """Whether QuantizeLinear can have a scale for each row: blocks lie along the last axis."""
+        return self.rows.axes[-1] == len(self.units.shape or ()) - 1
+
+    def _codes(self, affine: ChannelAffine, y: Result) -> ir.Value:
+        """Return the codes of the result: each row has a scale of its own, and is rounded once."""
+        chain, step, zero_point = self.chain, float(y.qparams.scale), y.qparams.zero_point
+        distance, unit = self._scaled(affine.gamma / step, affine.beta / step + int(zero_point))
+        inputs = [distance, unit]
+        if not self.found.centered and zero_point:
+            zero = chain.constant(zero_point.astype(y.qparams.qtype.dtype))
+            nothing = chain.constant(_HUGE)
+            inputs.append(chain("QuantizeLinear", unit, nothing, zero, dtype=zero.dtype))
+        kind = ir.DataType.from_numpy(y.qparams.qtype.dtype)
+        assert distance.shape is not None
+        block = most_elements(distance.shape[-1:], self.max_dim)
+        return chain(
+            "QuantizeLinear",
+            *inputs,
+            dtype=kind,
+            axis=-1,
+            block_size=block,
+            output_dtype=kind.value,
+        )
+
+    def _reals(self, affine: ChannelAffine) -> ir.Value:
+        """Return the result in float32."""
+        result = self.chain("Div", *self._scaled(affine.gamma, affine.beta))
+        if self.found.centered or not affine.beta.any():
+            return result
+        return self.chain("Add", result, self.chain.constant(affine.beta.astype(np.float32)))
+
+    def _along_rows(self) -> ir.Value:
+        """Return the result in float32 where gamma or beta differ along a row."""
+        chain, found = self.chain, self.found
+        result = chain("Div", *self._scaled(np.ones(1), np.zeros(1)))
+        if found.gamma is not None:
+            result = chain("Mul", result, chain.constant(found.gamma))
+        return result if found.beta is None else chain("Add", result, chain.constant(found.beta))
+
+    def _scaled(self, gamma: Float64, offset: Float64) -> tuple[ir.Value, ir.Value]:
+        """Return distances, and how large a distance makes 1 of the result; both float32.
+
+        Their quotient is `normalised * gamma + offset`; without the offset if nothing is centred.
+        """
         chain, statistics, found = self.chain, self.statistics, self.found
         distance = self.units
+        mean: ir.Value | None = None
         if found.centered:
             mean, squares = statistics.mean_and_variance()
-            distance = chain("Sub", distance, mean)
         else:
             squares = statistics.squares()
         if found.epsilon:
             epsilon = found.epsilon / float(self.x.qparams.scale) ** 2
             squares = chain("Add", squares, statistics.length_times(epsilon))
-        root = chain("Sqrt", squares)
-        result = (self._by_channel if found.groups else self._by_row)(distance, root)
-        if found.beta is not None:
-            result = chain("Add", result, chain.constant(found.beta))
-        chain.insert_before(found.node)
-        output = found.node.outputs[0]
-        replace_uses(output, result)
-        if output.is_graph_output():
-            take_output(output, result)
+        factor = statistics.over_root(self._by_channel(1 / _without_zeros(gamma)))
+        shape = list(squares.shape or ())
+        if gamma.size > 1:
+            shape[1:] = self._channel_sizes()
+        unit = chain("Mul", chain("Sqrt", squares), factor, shape=shape)
+        if mean is not None:
+            if offset.any():
+                shift = chain("Mul", unit, chain.constant(self._by_channel(offset)))
+                mean = chain("Sub", mean, shift, shape=shape)
+            distance = chain("Sub", distance, chain.cast(mean, FLOAT))
+        return distance, chain.cast(unit, FLOAT)
 
-    def _by_row(self, distance: ir.Value, root: ir.Value) -> ir.Value:
-        """Return `distance * sqrt(N) / root * gamma`."""
-        gamma, factor = self.found.gamma, 1.0
-        if gamma is not None and np.all(gamma == gamma.reshape(-1)[0]):
-            factor, gamma = float(gamma.reshape(-1)[0]), None
-        result = self.chain("Mul", distance, self._over(factor, root))
-        return result if gamma is None else self.chain("Mul", result, self.chain.constant(gamma))
+    def _by_channel(self, numbers: Float64) -> Float64:
+        """Return numbers in a shape that broadcasts along rows."""
+        ndim = len(self.units.shape or ())
+        sizes = [1] * (ndim - 1) if numbers.size == 1 else self._channel_sizes()
+        return numbers.reshape(1, *sizes)
 
-    def _by_channel(self, distance: ir.Value, root: ir.Value) -> ir.Value:
-        """Return the same, in the shape of the result; gamma has one number for each channel."""
-        chain, found, shape = self.chain, self.found, self.x.codes.shape
-        assert shape is not None
-        behind = _scale_behind(found, self.units)
-        if behind is not None:
-            scale = self._channel_scale(behind.gamma, root, behind.ndim)
-            behind.node.replace_input_with(behind.index, scale)
-            return self._in_place(distance)
-        if found.gamma is None:
-            return self._in_place(chain("Mul", distance, self._over(1.0, root)))
-        scale = self._channel_scale(found.gamma, root, len(shape))
-        return chain("Mul", self._in_place(distance), scale)
-
-    def _over(self, factor: NDArray[np.float64] | float, root: ir.Value) -> ir.Value:
-        """Return `factor * sqrt(N) / root`, rounded to float32; a factor has its last axes."""
-        assert root.shape is not None
-        sizes = [*root.shape[: len(root.shape) - np.ndim(factor)], *np.shape(factor)]
-        numerator = self.statistics.root_times(factor)
-        return self.chain.cast(self.chain("Div", numerator, root, shape=sizes), FLOAT)
-
-    def _channel_scale(self, gamma: NDArray[np.float32], root: ir.Value, ndim: int) -> ir.Value:
-        """Return `gamma * sqrt(N) / root`, (batch, channels, 1, ...); `root` has groups."""
-        assert root.shape is not None
-        per_group = (self.found.groups, -1, *(1,) * (len(root.shape) - 3))
-        scale = self._over(gamma.astype(np.float64).reshape(per_group), root)
-        if ndim == len(root.shape) and gamma.size == self.found.groups:
-            return scale
-        shape = ir.Shape([root.shape[0], gamma.size, *(1,) * (ndim - 2)])
-        return self.chain.reshape(scale, shape, kept=1)
+    def _channel_sizes(self) -> list[int]:
+        """Return the sizes behind the batch, the last one 1."""
+        assert self.units.shape is not None
+        return [*(size for size in self.units.shape[1:-1] if isinstance(size, int)), 1]
 
     def _in_place(self, value: ir.Value) -> ir.Value:
-        """Return (batch, groups, rest) in the shape of the result."""
-        shape = self.x.codes.shape
+        """Return `value` in the shape of what is replaced."""
+        assert self.affine is not None and value.shape is not None
+        own = self.affine.output is self.found.node.outputs[0]
+        shape = self.x.codes.shape if own else self.affine.output.shape
         assert shape is not None
-        if not self.is_grouped:
+        if same_shape(value, ir.Value(shape=shape)):
             return value
-        if sum(not isinstance(size, int) for size in shape[1:]) < 2:
-            return self.chain.reshape(value, shape, kept=1)
-        sizes = self.chain("Shape", self.x.codes, shape=[len(shape)], dtype=INT64)
-        return self.chain("Reshape", value, sizes, shape=shape)
+        kept = sum(1 for _ in itertools.takewhile(bool, map(same_dim, value.shape, shape)))
+        if sum(not isinstance(size, int) for size in shape[kept:]) < 2:
+            return self.chain.reshape(value, shape, kept=kept)
+        if own:
+            sizes = self.chain("Shape", self.x.codes, shape=[len(shape)], dtype=INT64)
+            return self.chain("Reshape", value, sizes, shape=shape)
+        tail = [node for node in tail_nodes(self.found.node) if node.op_type == "Reshape"]
+        assert tail and tail[-1].inputs[1] is not None
+        return self.chain("Reshape", value, tail[-1].inputs[1], shape=shape)
+
+    def _replace(self, old: ir.Value, new: ir.Value) -> None:
+        self.chain.insert_before(producer(old))
+        replace_uses(old, new)
+        new.metadata_props.update(old.metadata_props)
+        take_output(old, new)
 
 
-def _nameless(size: int | ir.SymbolicDim) -> bool:
-    return isinstance(size, ir.SymbolicDim) and size.value is None
+def _named(sizes: Sequence[Dim]) -> list[Dim]:
+    """Return sizes with a name for each that has none: all of them bound the length of the rows."""
+    return [
+        ir.SymbolicDim(f"axis_{axis}") if not isinstance(size, int) and size.value is None else size
+        for axis, size in enumerate(sizes, 1)
+    ]
 
 
-@dataclass(frozen=True, eq=False)
-class _ScaleBehind:
-    """A Mul by one constant for each channel, behind a Reshape that divides groups into channels.
-
-    Attributes:
-        node: The Mul.
-        index: Which of its inputs is the constant.
-        ndim: The rank of its result.
-        gamma: The constant.
-    """
-
-    node: ir.Node
-    index: int
-    ndim: int
-    gamma: NDArray[np.float32]
-
-
-def _scale_behind(found: Normalization, units: ir.Value) -> _ScaleBehind | None:
-    """Return the scale of a GroupNorm that is spelled Reshape - InstanceNormalization - Reshape."""
-    nodes = tail_nodes(found.node)
-    if found.gamma is not None or found.beta is not None or len(nodes) < 2:
-        return None
-    reshape, scale = nodes[:2]
-    shape = reshape.outputs[0].shape
-    if [reshape.op_type, scale.op_type] != ["Reshape", "Mul"] or shape is None or len(shape) < 2:
-        return None
-    index = 1 if scale.inputs[0] is reshape.outputs[0] else 0
-    gamma = constant(scale.inputs[index])
-    channels = (shape[1], *(1,) * (len(shape) - 2))
-    if gamma is None or gamma.shape not in (channels, (1, *channels)):
-        return None
-    # With as many elements in a sample, samples and groups are where they were.
-    assert units.shape is not None
-    before, after = (dim_product(list(s)[1:]) for s in (units.shape, shape))
-    if before is None or after is None or not same_dim(before, after):
-        return None
-    whole = gamma.size % found.groups == 0
-    return _ScaleBehind(scale, index, len(shape), gamma) if whole else None
+def _without_zeros(gamma: Float64) -> Float64:
+    """Return factors that something can be divided by: tiny ones for 0."""
+    largest = float(np.abs(gamma).max()) or 1.0
+    return np.where(np.abs(gamma) < _FLAT * largest, _FLAT * largest, gamma)

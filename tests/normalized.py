@@ -45,7 +45,7 @@ class Case:
         qtype: Of the codes of `x`.
         zero_point: Of the codes of `x`.
         scale: Of the codes of `x`.
-        gamma: `random`, `ones`, or `same`: one number, and beta is zero.
+        gamma: `random`, `ones`, `same`: one number, and beta is zero; `holes`: random, some are 0.
     """
 
     nodes: str
@@ -76,7 +76,9 @@ class Case:
         random = np.random.default_rng(3)
         gamma = np.asarray(random.normal(0.5, 1, self.parameters), np.float32)
         beta = np.asarray(random.normal(0, 0.5, self.parameters), np.float32)
-        if self.gamma != "random":
+        if self.gamma == "holes":
+            gamma.reshape(-1)[::3] = 0
+        elif self.gamma != "random":
             gamma = np.full_like(gamma, 1 if self.gamma == "ones" else -0.7)
             beta = np.zeros_like(beta)
         kind = np.dtype(self.qtype)
@@ -189,6 +191,9 @@ CASES = {
     "GroupNormalization, open sizes": Case(GROUP, ("B", 6, "H", "W"), (6,), groups=2, **WIDE),
     "GroupNormalization, nameless sizes": Case(GROUP, ("?", 6, "?", "?"), (6,), groups=2),
     "GroupNormalization, gamma 1": Case(GROUP, (2, 6, 5, 4), (6,), groups=3, gamma="ones"),
+    "GroupNormalization, gamma with zeros": Case(
+        GROUP, ("B", 6, 5, 4), (6,), groups=2, gamma="holes"
+    ),
     "GroupNormalization of a vector": Case(GROUP, ("B", 60), (60,), groups=3),
     "GroupNormalization of a signal": Case(GROUP, ("B", 6, 20), (6,), groups=3),
     "GroupNorm as torch exports it": Case(

@@ -30,7 +30,7 @@ LAYERS = {
     " index_values index_rules"
     " attention possible_values longest logarithm_form softmax_form scores_form"
     " certain_exponentials"
-    " normalization chain row_sums row_statistics"
+    " normalization channel_affine chain row_sums row_statistics"
     " causal_masks"
     " elementwise_nodes unary_regions"
     " counts run_time_shapes symbolic_shapes",

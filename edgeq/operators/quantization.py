@@ -29,7 +29,9 @@ def _axis(scale: Array, axis: int, ndim: int) -> int | None:
 
 
 def _blocked(parameter: Array, x: Array, axis: int, block_size: int) -> Array:
-    """Repeat a blocked parameter so that it has the shape of `x`."""
+    """Return a blocked parameter in a shape that broadcasts to that of `x`."""
+    if parameter.shape[axis] == 1:
+        return parameter  # one block, however long it may be
     repeated = np.repeat(parameter, block_size, axis=axis)
     return repeated[tuple(slice(0, size) for size in x.shape)]
 
