@@ -111,8 +111,14 @@ def quantized_values(model: ir.Model, context: Context) -> list[ir.Value]:
         if node in inside and node.op_type in ("Conv", "MatMul"):
             wanted[behind_clips(node.outputs[0])] = None
     wanted |= dict.fromkeys(_outputs_as_codes(model, context))
-    inner = set(_inner_values(model, context))
-    return [v for v in wanted if v not in inner and not _absorbed(v, context)]
+    unrounded = unrounded_values(model, context)
+    return [v for v in wanted if v not in unrounded]
+
+
+def unrounded_values(model: ir.Model, context: Context) -> set[ir.Value]:
+    """Return the values that exact forms keep, or that limits on codes take in: never codes."""
+    limited = (v for node in model.graph for v in node.outputs if _absorbed(v, context))
+    return {*_inner_values(model, context), *limited}
 
 
 def _outputs_as_codes(model: ir.Model, context: Context) -> list[ir.Value]:

@@ -21,6 +21,7 @@ from edgeq.compiled import Checked, Compiled
 from edgeq.data import input_specs, open_samples
 from edgeq.errors import ModelError, RecipeError, VerificationError, suggest
 from edgeq.evidence import write_evidence
+from edgeq.float_islands import float_islands
 from edgeq.graph import OPSET, clone, release_mapped
 from edgeq.measure import Device, Sweep
 from edgeq.passing import Context, PassRecord, make_pass, node_names, parse_steps, run_pipeline
@@ -209,6 +210,7 @@ def _quantize(
         _check_allowed(request, certificate)
         artifact = target.lower(model)
         _refuse_unproven(request, certificate, artifact)
+        islands = float_islands(model, certificate, context)
         kernels = target.kernels(model)
         _refuse_unfused(request, target, model, kernels, artifact)
     tolerated = tolerances(model, certificate)
@@ -224,8 +226,8 @@ def _quantize(
         metrics = score(request, source, context, sweep, stages.progress)
         evaluated = evaluation_digest(request)
     return Compiled(
-        source, context, model, artifact, tuple(records), certificate, checks, sweep, kernels,
-        metrics, evaluated,
+        source, context, model, artifact, tuple(records), certificate, islands, checks, sweep,
+        kernels, metrics, evaluated,
     )  # fmt: skip
 
 
@@ -361,6 +363,7 @@ def _write(
         mismatches=manifest.bitwise.mismatches,
         proven=manifest.certificate.proven,
         unproven=len(manifest.certificate.unproven),
+        islands=len(manifest.certificate.islands),
         metrics=compiled.metrics,
         bytes_float=compiled.source.size,
         bytes_deployed=sum(len(data) for data in compiled.artifact.files.values()),

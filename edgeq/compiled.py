@@ -8,6 +8,7 @@ import onnx_ir as ir
 from edgeq.certify import Certificate
 from edgeq.measure import Sweep
 from edgeq.passing import Context, PassRecord
+from edgeq.report import FloatRow
 from edgeq.source import Source
 from edgeq.targeting import Artifact
 from edgeq.verify import Verdict
@@ -33,6 +34,7 @@ class Compiled:
         artifact: It, lowered.
         records: What the passes did.
         certificate: Why the bits are the same everywhere.
+        islands: What computes in float32 outside of codes and exact forms.
         checks: What was verified.
         sweep: Fidelity and golden vectors.
         kernels: What the runtime made of the model.
@@ -46,6 +48,7 @@ class Compiled:
     artifact: Artifact
     records: tuple[PassRecord, ...]
     certificate: Certificate
+    islands: tuple[FloatRow, ...]
     checks: tuple[Checked, ...]
     sweep: Sweep
     kernels: Mapping[str, int]

@@ -81,11 +81,19 @@ class VersionRange:
 
 @dataclass(frozen=True)
 class CertificateSummary:
-    """How many nodes are proven, by kind of proof, and which ones need none by the user's word."""
+    """The proofs of the nodes, and what computes in float32.
+
+    Attributes:
+        proven: How many nodes have a proof.
+        unproven: Those that need none by the user's word.
+        kinds: How many proofs of each kind there are.
+        islands: The nodes that compute in float32 outside of codes and exact forms.
+    """
 
     proven: int
     unproven: tuple[str, ...] = ()
     kinds: Mapping[str, int] = field(default_factory=lambda: NOTHING)
+    islands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,6 +176,7 @@ class Manifest:
                 "proven": proofs.proven,
                 "unproven": list(proofs.unproven),
                 "kinds": dict(sorted(proofs.kinds.items())),
+                "float_islands": list(proofs.islands),
             },
             "max_dim": self.max_dim,
             "samples": vars(self.samples),
@@ -201,6 +210,7 @@ def load_manifest(folder: Path) -> Manifest:
                 int(certificate["proven"]),
                 tuple(str(name) for name in certificate["unproven"]),
                 {str(kind): int(count) for kind, count in certificate["kinds"].items()},
+                tuple(str(name) for name in certificate["float_islands"]),
             ),
             samples=SampleInfo(**entry["samples"]),
             max_dim=int(entry["max_dim"]),

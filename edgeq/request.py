@@ -93,6 +93,7 @@ class CompileOutcome:
         mismatches: Elements whose bits differ.
         proven: Nodes with a proof.
         unproven: Nodes that the user allowed to have none.
+        islands: Nodes that compute in float32 outside of codes and exact forms.
         metrics: Figures by name: `sqnr_db`, `top1`, `top1_float`, ...
         bytes_float: Size of the float model's weights and graph, in bytes.
         bytes_deployed: Size of the artifact, in bytes.
@@ -109,6 +110,7 @@ class CompileOutcome:
     mismatches: int = 0
     proven: int = 0
     unproven: int = 0
+    islands: int = 0
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     bytes_float: int = 0
     bytes_deployed: int = 0
@@ -127,7 +129,11 @@ class CompileOutcome:
                 "compared": self.compared,
                 "mismatches": self.mismatches,
             },
-            "certificate": {"proven": self.proven, "unproven": self.unproven},
+            "certificate": {
+                "proven": self.proven,
+                "unproven": self.unproven,
+                "float_islands": self.islands,
+            },
             "metrics": {n: v if math.isfinite(v) else None for n, v in self.metrics.items()},
             "bytes": {"float": self.bytes_float, "deployed": self.bytes_deployed},
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},

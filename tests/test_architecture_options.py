@@ -130,17 +130,16 @@ def test_refused(name: str, tmp_path: Path) -> None:
 
 def test_keep_float(tmp_path: Path) -> None:
     bundle, _, _, _ = compile_with(tmp_path, vision.residual, keep_float=["add*"])
+    assert bundle.manifest.certificate.islands == ("add7", "add14")
     report = json.loads((bundle.path / "report.json").read_text())
-    kept = [r["op_type"] for r in report["remnants"] if r["reason"] == "kept by --keep-float"]
-    assert kept == ["Add", "Add"]
+    assert {row["reason"] for row in report["islands"]} == {"kept by --keep-float"}
 
 
-def test_fused_kernels_are_no_float_remnants(tmp_path: Path) -> None:
+def test_fused_kernels_and_exact_sums_are_no_float_islands(tmp_path: Path) -> None:
     bundle, _, _, _ = compile_with(tmp_path, vision.residual)
     report = json.loads((bundle.path / "report.json").read_text())
     assert report["kernels"]["QLinearAdd"] == 2
-    left = [row["node"] for row in report["remnants"]]
-    assert left and not any(node.startswith("add") for node in left)
+    assert report["islands"] == report["tail"] == []
 
 
 def test_a_sum_in_float_needs_a_permission(tmp_path: Path) -> None:

@@ -77,11 +77,13 @@ def test_every_section_says_something(report):
         metrics=(MetricRow("top1", 80.25, 80.5), MetricRow("sqnr_db", 30.5)),
         passes=(PassRow("cleanup", 3, ("folded", "removed")),),
         notes=(("load", "opset 9 became 21"),),
-        remnants=(FloatRow("softmax", "Softmax", "kept by name"),),
+        islands=(FloatRow("softmax", "Softmax", "kept by name"),),
+        tail=(FloatRow("decode", "Mul", "ieee: one operation"),),
     )
     text = "".join(Page(render_html(full)).text)
     for words in ("80.25", "80.5", "cleanup", "folded", "opset 9 became 21", "kept by name",
-                  "QLinearConv", "bound 12345", "0.1.0", "qtype", "3.9 KiB", "4.00"):  # fmt: skip
+                  "ieee: one operation", "QLinearConv", "bound 12345", "0.1.0", "qtype", "3.9 KiB",
+                  "4.00"):  # fmt: skip
         assert words in text, words
 
 

@@ -120,7 +120,8 @@ def describe(outcome: CompileOutcome) -> list[str]:
     unproven = f", {outcome.unproven} allowed without" if outcome.unproven else ""
     return [
         f"{outcome.mismatches} of {outcome.compared} elements differ,"
-        f" in {outcome.tensors} tensors; {outcome.proven} nodes proven{unproven}",
+        f" in {outcome.tensors} tensors; {outcome.proven} nodes proven{unproven},"
+        f" float islands: {outcome.islands or 'none'}",
         *(f"{name}: {value:.4g}" for name, value in outcome.metrics.items()),
         f"size: {outcome.bytes_float} -> {outcome.bytes_deployed} bytes, {ratio:.2f} times smaller",
         f"report: {outcome.bundle / 'report.html'}",
