@@ -96,10 +96,12 @@ def _copied(node: ir.Node, asked: _Question) -> bool:
 
 
 def _cast(node: ir.Node, asked: _Question) -> bool:
-    """A Cast that changes no number: of a truth value, or from float to float."""
-    kinds = {None if v is None else v.dtype for v in (*node.inputs, *node.outputs)}
-    truth = node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.BOOL
-    return (truth or kinds <= {ir.DataType.FLOAT, ir.DataType.DOUBLE}) and _copied(node, asked)
+    """A Cast to a truth value, of one, or to a float: all but those that cut numbers off."""
+    source, made = node.inputs[0], node.outputs[0].dtype
+    if made == ir.DataType.BOOL:
+        return _keeps(source, asked.about(lambda number: asked.kept(bool(number))))
+    truth = source is not None and source.dtype == ir.DataType.BOOL
+    return (truth or made in (ir.DataType.FLOAT, ir.DataType.DOUBLE)) and _keeps(source, asked)
 
 
 def _negated(node: ir.Node, asked: _Question) -> bool:

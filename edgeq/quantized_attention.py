@@ -69,7 +69,9 @@ class QuantizedAttention:
     @property
     def name(self) -> str:
         """What a report calls it: the result's name in the float model."""
-        return str(self.group.node.outputs[0].name)
+        y = self.group.y
+        name = None if y is None else y.codes.metadata_props.get(REAL_NAME)
+        return name or str(self.group.node.outputs[0].name)
 
     @property
     def taps(self) -> list[str]:

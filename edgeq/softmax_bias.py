@@ -62,7 +62,7 @@ class Correction:
         form: `none`, `scale` or `beta`.
         granularity: What each value was found for: the `tensor`, a `head`, a head at a `timestep`.
         value: beta or rho, float64 (buckets, heads).
-        sqnr_db: Of the attention's result, before it is rounded.
+        sqnr_db: Of the attention's result, what rounding it costs included.
         row_sum: Mean sum of a row of probabilities with the correction; 1 is right.
     """
 
@@ -83,9 +83,10 @@ class SoftmaxBiasMeter:
         buckets: Into how many parts the range of timesteps is cut.
     """
 
-    def __init__(self, heads: int, buckets: int = 1) -> None:
-        """Start with nothing."""
+    def __init__(self, heads: int, buckets: int = 1, step: float = 0.0) -> None:
+        """Start with nothing; results will be rounded to multiples of `step` unless it is 0."""
         self.heads, self.buckets = heads, buckets
+        self._noise = step**2 / 12  # of an element, spread evenly over a step
         self._halves = _Sums.zeros(buckets, heads), _Sums.zeros(buckets, heads)
         self._samples = 0
 
@@ -105,23 +106,42 @@ class SoftmaxBiasMeter:
         a, b = self._halves
         value = rounded((a + b).value(form, granularity))
         if self._samples < 2:
-            return _correction(form, granularity, value, [a.effect(form, value)])
+            return self._correction(form, granularity, value, [a.effect(form, value)])
         found = [rounded(half.value(form, granularity)) for half in self._halves]
         effects = [a.effect(form, found[1]), b.effect(form, found[0])]
-        return _correction(form, granularity, value, effects)
+        return self._correction(form, granularity, value, effects)
 
     def worth(self, form: Form, value: Float64) -> Correction:
         """Return what a given value is worth on the samples taken in."""
         a, b = self._halves
-        return _correction(form, "tensor", value, [(a + b).effect(form, value)])
+        return self._correction(form, "tensor", value, [(a + b).effect(form, value)])
+
+    def _correction(
+        self, form: Form, granularity: Granularity, value: Float64, effects: list["_Effect"]
+    ) -> Correction:
+        signal, noise, results, rows, mass = (
+            sum(getattr(effect, field.name) for effect in effects) for field in fields(_Effect)
+        )
+        noise += results * self._noise
+        decibels = 10 * math.log10(max(signal, 1e-300) / noise) if noise > 0 else math.inf
+        return Correction(form, granularity, value, decibels, mass / rows if rows else 1.0)
 
 
 @dataclass(frozen=True)
 class _Effect:
-    """What a correction leaves: energies of the result and of its error; rows, and their mass."""
+    """What a correction leaves.
+
+    Attributes:
+        signal: Energy of the ideal results.
+        noise: Energy of their error.
+        results: Their number.
+        rows: Rows of probabilities.
+        mass: What they add up to together.
+    """
 
     signal: float
     noise: float
+    results: float
     rows: float
     mass: float
 
@@ -131,6 +151,7 @@ class _Sums:
     """Sums over samples, each (buckets, heads).
 
     Attributes:
+        results: Elements of the results.
         rows: Rows; one that is hidden whole counts nothing.
         kept: Elements that no mask hides.
         mass: Of Q(a).
@@ -142,6 +163,7 @@ class _Sums:
         scaled: Products of the ideal and the plain result.
     """
 
+    results: Float64
     rows: Float64
     kept: Float64
     mass: Float64
@@ -154,7 +176,7 @@ class _Sums:
 
     @classmethod
     def zeros(cls, buckets: int, heads: int) -> "_Sums":
-        return cls(*np.zeros((9, buckets, heads)))
+        return cls(*np.zeros((10, buckets, heads)))
 
     def __add__(self, other: "_Sums") -> "_Sums":
         return _Sums(*(a + b for a, b in zip(self._arrays(), other._arrays(), strict=True)))
@@ -171,6 +193,7 @@ class _Sums:
         wanted, plain, shift = ideal @ v, rounded @ v, mask @ v
         error, shift = wanted - plain, np.broadcast_to(shift, wanted.shape)
         for total, array in (
+            (self.results, np.ones_like(wanted)),
             (self.rows, ideal),
             (self.kept, np.broadcast_to(mask, ideal.shape)),
             (self.mass, rounded),
@@ -208,7 +231,7 @@ class _Sums:
         else:
             noise = self.error - 2 * value * self.cross + value**2 * self.shift
             mass = self.mass + value * self.kept
-        arrays = self.ideal, noise, self.rows, mass
+        arrays = self.ideal, noise, self.results, self.rows, mass
         return _Effect(*(float(array.sum()) for array in arrays))
 
 
@@ -216,16 +239,6 @@ def _ratio(over: Float64, under: Float64, otherwise: Float64 | float) -> Float64
     """Return `over / under`; where nothing was seen, what is found for more at once."""
     value = np.broadcast_to(otherwise, np.shape(over)).astype(np.float64)
     return np.divide(over, under, out=value, where=under > 0)
-
-
-def _correction(
-    form: Form, granularity: Granularity, value: Float64, effects: list[_Effect]
-) -> Correction:
-    signal, noise, rows, mass = (
-        sum(getattr(effect, field.name) for effect in effects) for field in fields(_Effect)
-    )
-    decibels = 10 * math.log10(max(signal, 1e-300) / noise) if noise > 0 else math.inf
-    return Correction(form, granularity, value, decibels, mass / rows if rows else 1.0)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from itertools import islice
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.buckets import Buckets
 from edgeq.dims import same_dim
 from edgeq.errors import RecipeError
 from edgeq.exactness import is_power_of_two
@@ -62,15 +61,40 @@ class FoldSoftmaxBias(Pass):
     gain: float = 0.25
     samples: int = 32
 
-    def run(self, model: ir.Model, context: Context) -> int:
-        """Rewrite; return how many attentions were corrected.
+    def __post_init__(self) -> None:
+        """Hold the options against what there is.
 
         Raises:
             RecipeError: An option has no such value, or asks for what cannot be.
         """
+        if self.form == "zero_point":
+            raise RecipeError(
+                "pass fold-softmax-bias: form = zero_point cannot be: the correction is at most"
+                " half a step, so the zero point would round back to what it is; use beta or scale"
+            )
+        for key, known in (("form", FORMS), ("granularity", ("auto", *GRANULARITIES))):
+            if getattr(self, key) not in known:
+                raise RecipeError(
+                    f"pass fold-softmax-bias: {key} = {getattr(self, key)!r}; one of"
+                    f" {', '.join(known)}"
+                )
+        if self.samples < 1:
+            raise RecipeError("pass fold-softmax-bias: samples is at least 1")
+
+    def run(self, model: ir.Model, context: Context) -> int:
+        """Rewrite; return how many attentions were corrected.
+
+        Raises:
+            RecipeError: A beta by timestep is asked for, and the range of timesteps is not known.
+        """
         assert context.reference is not None and context.calibration is not None
         buckets = context.calibration.buckets
-        self._check(buckets)
+        if self.granularity == "timestep" and buckets is None:
+            raise RecipeError(
+                "pass fold-softmax-bias: granularity = timestep needs an integer input with one"
+                " value for a sample and a known range: --input-range timestep=0:999, for 1000"
+                " steps"
+            )
         found = find_quantized_attentions(model, context.reference)
         if not found or self.form == "none":
             return 0
@@ -92,25 +116,6 @@ class FoldSoftmaxBias(Pass):
         remove_dead(model.graph)
         return done
 
-    def _check(self, buckets: Buckets | None) -> None:
-        if self.form == "zero_point":
-            raise RecipeError(
-                "pass fold-softmax-bias: form = zero_point cannot be: the correction is at most"
-                " half a step, so the zero point would round back to what it is; use beta or scale"
-            )
-        for key, known in (("form", FORMS), ("granularity", ("auto", *GRANULARITIES))):
-            if getattr(self, key) not in known:
-                raise RecipeError(
-                    f"pass fold-softmax-bias: {key} = {getattr(self, key)!r}; one of"
-                    f" {', '.join(known)}"
-                )
-        if self.granularity == "timestep" and buckets is None:
-            raise RecipeError(
-                "pass fold-softmax-bias: granularity = timestep needs an integer input with one"
-                " value for a sample and a known range: --input-range timestep=0:999, for 1000"
-                " steps"
-            )
-
     def _measured(
         self,
         found: Sequence[QuantizedAttention],
@@ -129,7 +134,9 @@ class FoldSoftmaxBias(Pass):
             for attention in group:
                 by_step = buckets is not None and step is not None and _follows(attention, step)
                 parts = buckets.count if buckets is not None and by_step else 1
-                mine.append(SoftmaxBiasMeter(attention.heads, parts))
+                y = attention.group.y
+                scale = 0.0 if y is None else float(y.qparams.scale)
+                mine.append(SoftmaxBiasMeter(attention.heads, parts, scale))
             taps = list(dict.fromkeys(name for attention in group for name in attention.taps))
             for feeds in islice(iter(context.samples), 0, None, stride):
                 values = simulator.run(feeds, taps)

@@ -61,6 +61,7 @@ TESTED_BY_SAMPLES = {
     "choose-qparams": "test_decisions.py",
     "correct-bias": "test_correct_bias.py",
     "equalize": "test_equalize.py",
+    "fold-softmax-bias": "test_fold_softmax_bias.py",
     "relate-scales": "test_decisions.py",
     "split-input": "test_split_input.py",
 }
