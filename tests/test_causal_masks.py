@@ -14,7 +14,8 @@ from edgeq.runtime import make_session, run
 CONSTANTS = (
     "int64 i0 = {0}, int64 i1 = {1}, int64 i2 = {2}, int64[1] v0 = {0}, int64[1] v1 = {1},"
     " int64[2] v01 = {0, 1}, int64[3] v012 = {0, 1, 2}, int64[3] v013 = {0, 1, 3},"
-    " float zero = {0}, float half = {0.5}, float one = {1}, float low = {-1e9}, float infinity = {-inf},"
+    " float zero = {0}, float half = {0.5}, float one = {1}, float low = {-1e9},"
+    " float infinity = {-inf},"
     " bool yes = {1}, bool no = {0}"
 )
 LENGTH = "l1 = Shape<start = 2, end = 3>(q) length = Squeeze(l1)"
@@ -52,7 +53,8 @@ MASKS = {
     ),
 }
 OTHERS = {
-    "sees the next": f"{RANGES} less = Sub(keys, i1) m = LessOrEqual(less, rows) x = Where(m, s, low)",
+    "sees the next": f"{RANGES} less = Sub(keys, i1) m = LessOrEqual(less, rows)"
+    " x = Where(m, s, low)",
     "does not see itself": f"{RANGES} m = Less(keys, rows) x = Where(m, s, low)",
     "backwards": f"{RANGES} m = GreaterOrEqual(keys, rows) x = Where(m, s, low)",
     "the other way around": f"{TRUTH['key <= row']} x = Where(m, low, s)",
