@@ -6,6 +6,9 @@ For a row of N elements with the sums S1 of the elements and S2 of their squares
 
 The product is off by less than 2**-52 of the largest S2: in the variance, by 2**-20 squared steps
 of 16-bit codes. In a row of equal elements it is exact, and the variance 0.
+
+Where N is a power of two, a mean of short rows is exact in float32, and so is what lies around it:
+N * variance is the sum of squares of `x - mean`, in fewer operations.
 """
 
 import math
@@ -43,7 +46,8 @@ class RowStatistics:
             chain: Makes the nodes.
             x: Integers in float32.
             rows: Its rows.
-            reach: Their largest magnitude; the sums of the squares of a row stay within int64.
+            reach: Their largest magnitude, and the most that two of them differ by; the sums of
+                the squares of a row stay within int64.
         """
         self._chain = chain
         self._x = x
@@ -61,6 +65,25 @@ class RowStatistics:
         if self._rows.longest * self._reach**2 >= _ROUNDED:
             variance = chain("Max", variance, self._number(0.0))
         return mean, variance
+
+    def deviations(self) -> tuple[ir.Value, ir.Value] | None:
+        """Return `x - mean` in float32, and N times the variance in float64, all of it exact.
+
+        `None` where float32 or float64 might have to round, or `mean_and_variance` is faster: the
+        squares of the elements themselves fit float32.
+        """
+        length, reach = self._rows.length, self._reach
+        if length is None or length.bit_count() != 1 or reach**2 <= ROOM[FLOAT]:
+            return None
+        if reach * length > ROOM[FLOAT] or (reach * length) ** 2 * length > ROOM[DOUBLE]:
+            return None
+        chain, axes = self._chain, np.array(self._rows.axes, np.int64)
+        assert self._x.shape is not None
+        sizes = [1 if axis in axes else size for axis, size in enumerate(self._x.shape)]
+        mean = chain("ReduceMean", self._x, chain.constant(axes), shape=sizes, keepdims=1)
+        centered = chain("Sub", self._x, mean)
+        wide = chain.cast(centered, DOUBLE)
+        return centered, row_sums(chain, chain("Mul", wide, wide), self._rows, reach**2)
 
     def squares(self) -> ir.Value:
         """Return the sum of the squares, N times their mean, in float64; axes of length 1."""

@@ -11,7 +11,8 @@ after:   u   = Cast(x_q)                                    integers held in flo
 N is the length of a row, `v / N` the variance in squared steps of the codes; normalisation ignores
 the zero point. `t` is how far apart in `u` neighbouring codes of the result are: one scale for each
 row, given to QuantizeLinear as blocks as long as rows are. Only sums depend on an order, and these
-are exact: all else is one IEEE operation a node.
+are exact: all else is one IEEE operation a node. Short rows of 16-bit codes have exact means and
+distances to them; there the sum of squared distances is v.
 
 gamma and beta are one number for a row, or for some channels of it (GroupNormalization, and
 Reshape - InstanceNormalization - Reshape - Mul - Add); where they differ along a row, they follow
@@ -79,11 +80,13 @@ class _Form:
         self.max_dim = max_dim
         self.chain = Chain(editor, found.node.outputs[0].name or found.node.op_type)
         self.affine = channel_affine(found)
+        self.is_shifted = False
         codes, axes = self._in_rows()
         zero_point = 0 if found.centered else int(x.qparams.zero_point)
         self.units = self._units(codes, zero_point)
         self.rows = rows_along(self.units, axes, max_dim)
-        reach = max(zero_point - x.qparams.qtype.qmin, x.qparams.qtype.qmax - zero_point)
+        low, high = (q - zero_point for q in (x.qparams.qtype.qmin, x.qparams.qtype.qmax))
+        reach = max(-low, high, high - low if found.centered else 0)
         self._check_room(reach)
         self.statistics = RowStatistics(self.chain, self.units, self.rows, reach)
 
@@ -135,40 +138,36 @@ class _Form:
         y = None if self.affine is None else self.affine.y
         if self.affine is None:
             self._replace(self.found.node.outputs[0], self._along_rows())
-        elif y is None or not self._blocks_are_last():
+        elif y is None or not self._fits_blocks(self.affine):
             self._replace(self.affine.output, self._in_place(self._reals(self.affine)))
         else:
             self._replace(y.codes, self._in_place(self._codes(self.affine, y)))
 
-    def _blocks_are_last(self) -> bool:
-        """Whether QuantizeLinear can have a scale for each row: blocks lie along the last axis."""
-        return self.rows.axes[-1] == len(self.units.shape or ()) - 1
+    def _fits_blocks(self, affine: ChannelAffine) -> bool:
+        """Whether QuantizeLinear can take over: its blocks are rows, and it adds an integer."""
+        last = self.rows.axes[-1] == len(self.units.shape or ()) - 1
+        return last and (self.found.centered or not affine.beta.any())
 
     def _codes(self, affine: ChannelAffine, y: Result) -> ir.Value:
         """Return the codes of the result: each row has a scale of its own, and is rounded once."""
-        chain, step, zero_point = self.chain, float(y.qparams.scale), y.qparams.zero_point
-        distance, unit = self._scaled(affine.gamma / step, affine.beta / step + int(zero_point))
-        inputs = [distance, unit]
-        if not self.found.centered and zero_point:
-            zero = chain.constant(zero_point.astype(y.qparams.qtype.dtype))
-            nothing = chain.constant(_HUGE)
-            inputs.append(chain("QuantizeLinear", unit, nothing, zero, dtype=zero.dtype))
-        kind = ir.DataType.from_numpy(y.qparams.qtype.dtype)
-        assert distance.shape is not None
-        block = most_elements(distance.shape[-1:], self.max_dim)
+        chain, kind = self.chain, ir.DataType.from_numpy(y.qparams.qtype.dtype)
+        step, zero_point = float(y.qparams.scale), int(y.qparams.zero_point)
+        inputs = [*self._scaled(affine.gamma / step, affine.beta / step, zero_point)]
+        if zero_point and not self.is_shifted:  # one for each row: nothing plus the zero point
+            zero = chain.constant(np.array(zero_point, y.qparams.qtype.dtype))
+            huge = chain.constant(_HUGE)
+            inputs.append(chain("QuantizeLinear", inputs[1], huge, zero, dtype=kind))
+        assert inputs[0].shape is not None
+        block = most_elements(inputs[0].shape[-1:], self.max_dim)
         return chain(
-            "QuantizeLinear",
-            *inputs,
-            dtype=kind,
-            axis=-1,
-            block_size=block,
+            "QuantizeLinear", *inputs, dtype=kind, axis=-1, block_size=block,
             output_dtype=kind.value,
-        )
+        )  # fmt: skip
 
     def _reals(self, affine: ChannelAffine) -> ir.Value:
         """Return the result in float32."""
         result = self.chain("Div", *self._scaled(affine.gamma, affine.beta))
-        if self.found.centered or not affine.beta.any():
+        if self.is_shifted or not affine.beta.any():
             return result
         return self.chain("Add", result, self.chain.constant(affine.beta.astype(np.float32)))
 
@@ -180,20 +179,26 @@ class _Form:
             result = chain("Mul", result, chain.constant(found.gamma))
         return result if found.beta is None else chain("Add", result, chain.constant(found.beta))
 
-    def _scaled(self, gamma: Float64, offset: Float64) -> tuple[ir.Value, ir.Value]:
+    def _scaled(
+        self, gamma: Float64, beta: Float64, zero_point: int = 0
+    ) -> tuple[ir.Value, ir.Value]:
         """Return distances, and how large a distance makes 1 of the result; both float32.
 
-        Their quotient is `normalised * gamma + offset`; without the offset if nothing is centred.
+        Their quotient is `normalised * gamma`, plus `beta + zero_point` if that `is_shifted`.
         """
-        chain, statistics, found = self.chain, self.statistics, self.found
-        distance = self.units
-        mean: ir.Value | None = None
-        if found.centered:
+        chain, statistics = self.chain, self.statistics
+        deviations = None
+        if self.found.centered and not beta.any():
+            deviations = statistics.deviations()
+        mean, distance = None, self.units
+        if deviations is not None:
+            distance, squares = deviations
+        elif self.found.centered:
             mean, squares = statistics.mean_and_variance()
         else:
             squares = statistics.squares()
-        if found.epsilon:
-            epsilon = found.epsilon / float(self.x.qparams.scale) ** 2
+        if self.found.epsilon:
+            epsilon = self.found.epsilon / float(self.x.qparams.scale) ** 2
             squares = chain("Add", squares, statistics.length_times(epsilon))
         factor = statistics.over_root(self._by_channel(1 / _without_zeros(gamma)))
         shape = list(squares.shape or ())
@@ -201,9 +206,10 @@ class _Form:
             shape[1:] = self._channel_sizes()
         unit = chain("Mul", chain("Sqrt", squares), factor, shape=shape)
         if mean is not None:
-            if offset.any():
-                shift = chain("Mul", unit, chain.constant(self._by_channel(offset)))
-                mean = chain("Sub", mean, shift, shape=shape)
+            self.is_shifted = True
+            if beta.any() or zero_point:
+                numbers = chain.constant(self._by_channel(beta + zero_point))
+                mean = chain("Sub", mean, chain("Mul", unit, numbers), shape=shape)
             distance = chain("Sub", distance, chain.cast(mean, FLOAT))
         return distance, chain.cast(unit, FLOAT)
 

@@ -28,6 +28,7 @@ RMS = (
     "square = Mul(x, x2) mean = ReduceMean<keepdims=1>(square, axes) shifted = Add(mean, epsilon)"
     " root = Sqrt(shifted) unit = Div(x, root) y = Mul(unit, gamma)"
 )
+RMS_SHIFTED = RMS.replace("y = ", "m = ") + " y = Add(m, beta)"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Case:
     @property
     def centered(self) -> bool:
         """Whether the mean is subtracted."""
-        return self.nodes != RMS
+        return self.nodes not in (RMS, RMS_SHIFTED)
 
     def constants(self) -> dict[str, NDArray[Any]]:
         """Return the initializers."""
@@ -144,7 +145,7 @@ class Case:
         if self.nodes in (INSTANCE, GROUP):
             channels = (-1, *(1,) * (x.ndim - 2))
             gamma, beta = gamma.reshape(channels), beta.reshape(channels)
-        y = y * gamma + beta if self.centered else y * gamma
+        y = y * gamma if self.nodes == RMS else y * gamma + beta
         return np.asarray(y / np.float64(arrays["sy"]))
 
     def feeds(self) -> list[NDArray[Any]]:
@@ -203,5 +204,7 @@ CASES = {
     "RMS": Case(RMS, ("B", 64), (64,)),
     "RMS, 16 bits": Case(RMS, ("B", "T", 64), (64,), **WIDE),
     "RMS, zero point 0": Case(RMS, ("B", 300), (300,), zero_point=0),
+    "RMS, gamma one number": Case(RMS, ("B", 300), (1,)),
+    "RMS, gamma and beta one number": Case(RMS_SHIFTED, ("B", 300), (1,), **WIDE),
     "RMS of channels": Case(RMS, ("B", 24, "H", 5), (24, 1, 1), axes=(1,), **WIDE),
 }
