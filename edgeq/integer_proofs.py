@@ -18,7 +18,7 @@ from edgeq.graph import constant, int_attribute
 from edgeq.longest import longest
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.magnitudes import magnitude_sums
-from edgeq.qdq import LinearGroup, Operand
+from edgeq.qdq import LinearGroup, Operand, limit_behind
 from edgeq.targeting import Capabilities
 
 INT32 = 2**31 - 1
@@ -29,7 +29,7 @@ def prove_integer(group: LinearGroup, capabilities: Capabilities, max_dim: int) 
 
     No axis that the model leaves open is longer than `max_dim`.
     """
-    obstacle = _operands(group, capabilities) or _scales(group)
+    obstacle = _operands(group, capabilities) or _scales(group) or _limit(group, capabilities)
     if obstacle:
         return Reason("unproven", obstacle, UNPROVEN)
     bound = accumulator_bound(group, max_dim)
@@ -137,6 +137,13 @@ def _operands(group: LinearGroup, capabilities: Capabilities) -> str:
             allowed = f"[{capabilities.weight_min}, {capabilities.weight_max}]"
             return f"weight codes reach [{low}, {high}], outside {allowed}"
     return ""
+
+
+def _limit(group: LinearGroup, capabilities: Capabilities) -> str:
+    limit = limit_behind(group.node) if capabilities.fused else None
+    if limit is None or group.y is not None:
+        return ""
+    return f"the {limit.op_type} behind it keeps it in float; write it as Max and Min"
 
 
 def _scales(group: LinearGroup) -> str:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.graph import constant, consumers, int_attribute, sole_consumer
-from edgeq.qdq import Operand, operand, quantize_node
+from edgeq.qdq import Operand, limit_behind, operand, quantize_node
 
 Found = Iterator[tuple[str, str]]
 LINEAR = ("Conv", "Gemm", "MatMul")
@@ -174,13 +174,15 @@ def denormal(node: ir.Node) -> Found:
 
 
 def clip_behind(node: ir.Node) -> Found:
-    """Find a Clip or Relu behind a linear op that cuts what its QuantizeLinear can represent."""
+    """Find a Clip or Relu behind a linear op that no QuantizeLinear follows, or whose it cuts."""
     clip = sole_consumer(node.outputs[0])
     if _operands(node) is None or clip is None or clip.op_type not in ("Clip", "Relu"):
         return
     reader = sole_consumer(clip.outputs[0])
     y = None if reader is None else quantize_node(reader)
     if y is None:
+        if limit_behind(node) is not None:
+            yield _name(clip.outputs[0]), f"nothing quantizes the result of the {clip.op_type}"
         return
     low, high = y.qparams.range
     limits = [0.0, np.inf]

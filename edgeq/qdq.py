@@ -198,6 +198,18 @@ def linear_group(node: ir.Node) -> LinearGroup | None:
     return LinearGroup(node, x, w, bias, y)
 
 
+def limit_behind(node: ir.Node) -> ir.Node | None:
+    """Return the Relu or Clip behind a Gemm that keeps ONNX Runtime from an integer kernel.
+
+    It takes one that alone reads the Gemm, and that has one reader itself, for a part of a fused
+    pattern; where no QuantizeLinear ends the pattern, the Gemm runs in float.
+    """
+    reader = sole_consumer(node.outputs[0]) if node.op_type == "Gemm" else None
+    if reader is None or reader.domain or reader.op_type not in ("Clip", "Relu"):
+        return None
+    return None if sole_consumer(reader.outputs[0]) is None else reader
+
+
 def _plain_gemm(node: ir.Node) -> bool:
     alpha, beta = (node.attributes.get(name) for name in ("alpha", "beta"))
     ones = all(a is None or a.as_float() == 1.0 for a in (alpha, beta))

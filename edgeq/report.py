@@ -113,9 +113,9 @@ class Report:
         certificate: Every node's proof.
         passes: What was done, in order.
         notes: What was done on loading, and what else the user should know: (subject, text).
-        islands: What computes in float32 though codes are made of it, outside exact forms, is kept
+        islands: What computes in float32 in front of a linear op, outside of exact forms, is kept
             float32 by the user, or has no proof: `edgeq.float_islands`.
-        tail: What computes in float32 behind the last codes, with its proofs.
+        tail: What computes in float32 behind the last linear op, with its proofs.
         versions: Of edgeq and the packages that the bits depend on.
         buckets: Where an integer input with one value for a sample has a known range, a timestep
             say: what tensors are like at which values.

@@ -134,9 +134,9 @@ RULES = (
     Rule(
         "clip-before-quantize",
         "No Clip or Relu that cuts the representable range stands between a linear op and its"
-        " QuantizeLinear.",
+        " QuantizeLinear, and none behind a Gemm whose result is not quantized.",
         "It keeps the op from fusing: float arithmetic runs instead.",
-        "Choose the range so that it is redundant, or clip the codes.",
+        "Choose the range so that it is redundant, or clip the codes; limit reals by Max and Min.",
         ALL_CPUS,
         linear_checks.clip_behind,
     ),

@@ -16,6 +16,11 @@ after:   q = QuantizeLinear(Mul(Mul(a in units, b in units), M), 1, z)     M = f
 A Sum of more than two becomes a chain of Sums of two: the definition adds from the left.
 
 before:  y = Sum(a, b, c)                               after:  y = Sum(Sum(a, b), c)
+
+A Relu or Clip that keeps the Gemm in front of it in float (`edgeq.qdq.limit_behind`) is written
+otherwise:
+
+before:  y = Clip(Gemm(x, w), low, high)                after:  y = Min(Max(Gemm(x, w), low), high)
 """
 
 from dataclasses import dataclass
@@ -23,13 +28,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.graph import Editor, constant
+from edgeq.graph import Editor, constant, replace_uses
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.requantize import multiplier
 from edgeq.passing import Context, Pass
 from edgeq.pool_counts import fusion_obstacle, pool_counts, whole_image
 from edgeq.proofs import prove_add, prove_average_pool, prove_mul
-from edgeq.qdq import Operand, Result, linear_group, operand, result
+from edgeq.qdq import Operand, Result, limit_behind, linear_group, operand, result
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class ProveFused(Pass):
                 continue
             if node.op_type == "Sum":
                 done += _chain(node, editor)
+            if node.op_type == "Gemm" and context.capabilities.fused:
+                done += _limit(node, editor)
             if node.op_type not in context.capabilities.fused:
                 continue
             rewrite = {"Add": _add, "Mul": _mul, "AveragePool": _average_pool}.get(node.op_type)
@@ -76,6 +83,30 @@ def _chain(node: ir.Node, editor: Editor) -> bool:
     node.resize_inputs(2)
     node.replace_input_with(0, total)
     node.replace_input_with(1, others[-1])
+    return True
+
+
+def _limit(node: ir.Node, editor: Editor) -> bool:
+    group, limit = linear_group(node), limit_behind(node)
+    if limit is None or group is None or group.y is not None:
+        return False
+    value, output = node.outputs[0], limit.outputs[0]
+    zero = [editor.initializer(f"{output.name}_zero", np.float32(0))]
+    limits = zero if limit.op_type == "Relu" else limit.inputs[1:]
+    made = []
+    for op_type, bound in zip(("Max", "Min"), limits, strict=False):
+        if bound is not None:
+            value = editor.node(
+                op_type,
+                [value, bound],
+                f"{output.name}_{op_type.lower()}",
+                dtype=output.dtype,
+                shape=output.shape,
+            )
+            made.append(value)
+    editor.insert_before(limit, made)
+    replace_uses(output, value)
+    editor.graph.remove(limit, safe=True)
     return True
 
 

@@ -102,6 +102,7 @@ def _replace(region: UnaryRegion, x: Operand, y: Result | None, editor: Editor) 
     codes = moved[-1] if moved else x.codes
     looked_up = look_up(editor, codes, editor.initializer(f"{name}_table", table), f"{name}_out")
     editor.insert_before(region.nodes[-1], [*moved, *looked_up])
+    looked_up[-1].metadata_props.update(output.metadata_props)
     for reader, index in list(output.uses()):
         reader.replace_input_with(index, looked_up[-1])
     if output.is_graph_output():

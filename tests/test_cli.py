@@ -129,11 +129,13 @@ def test_simulate_names_an_unknown_tap(bundle, tmp_path):
 def test_inspect(bundle, folder):
     text = run("inspect", bundle.path).stdout
     assert "session option session.x64quantprecision=1" in text and "QuantizeLinear" in text
+    assert "float islands: none" in text
     entry = json.loads(run("inspect", bundle.path, "--json").stdout)
     rows = {row["name"]: row for row in entry["quantized"]}
     assert rows["w"]["role"] == "weight" and rows["w"]["granularity"] == "per_channel"
     assert rows["b"]["role"] == "bias" and rows["conv_q"]["zero_points"] == [130, 130]
     assert entry["operators"]["Conv"] == 1 and entry["recipe"] == "int8"
+    assert entry["float_islands"] == []
     assert {proof["op_type"] for proof in entry["certificate"]} >= {"Conv", "Gemm"}
     plain = json.loads(run("inspect", "model.onnx", "--json").stdout)
     assert plain["quantized"] == [] and plain["weight_bytes"] == {"float32": 4 * (54 + 108 + 4)}

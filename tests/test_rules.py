@@ -10,12 +10,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from edgeq.certify import certify
 from edgeq.lint import lint
 from edgeq.numerics.affine import quantize
 from edgeq.numerics.fma import fma
 from edgeq.numerics.qtype import UINT8
 from edgeq.numerics.requantize import requantize
 from edgeq.targeting import Capabilities
+from edgeq.targets.ort_cpu import OrtCpu
 from tests.conformance.broken_rules import (
     BASE,
     CONV,
@@ -140,6 +142,26 @@ def test_a_gemm_without_zero_points_stays_float() -> None:
     assert differing(proto, {"a": a}) > 0
     proto = build(GEMM.format(zx=", zx", zw=", zw"), arrays, "uint8[500,512] a")
     assert findings(proto, "zero-point-input") == [] and differing(proto, {"a": a}) == 0
+
+
+@x86
+@pytest.mark.parametrize("limit", ["Relu(c)", "Clip(c, low, high)"])
+def test_a_limit_behind_a_gemm_of_reals_keeps_it_in_float(limit: str, tmp_path: Path) -> None:
+    w = RNG.integers(-127, 128, (512, 64)).astype(np.int8)
+    arrays = {**BASE, "w": w, "low": f32(-1), "high": f32(6)}
+    a = RNG.integers(0, 256, (500, 512)).astype(np.uint8)
+    body = GEMM.format(zx=", zx", zw=", zw").partition(" y =")[0] + f" r = {limit} y = Neg(r)"
+    proto = build(body, arrays, "uint8[500,512] a", "float y")
+    breaks(proto, "clip-before-quantize")
+    assert "QGemm" not in kernels(proto, tmp_path) and differing(proto, {"a": a}) > 0
+    certificate = certify(ir.from_proto(proto), OrtCpu().capabilities)
+    assert [proof.op_type for proof in certificate.unproven] == ["Gemm"]
+    for other in ("Max(c, low)", "Neg(c)"):
+        proto = build(body.replace(limit, other), arrays, "uint8[500,512] a", "float y")
+        assert findings(proto, "clip-before-quantize") == []
+        assert "QGemm" in kernels(proto, tmp_path) and differing(proto, {"a": a}) == 0
+    proto = build(f"{body} z = Abs(r)", arrays, "uint8[500,512] a", "float y, float z")
+    assert findings(proto, "clip-before-quantize") == [] and "QGemm" in kernels(proto, tmp_path)
 
 
 def test_per_axis_activations_fail_at_run_time() -> None:

@@ -42,6 +42,7 @@ def command(
         if manifest is not None:
             entry |= {"target": manifest.target, "recipe": manifest.recipe}
             entry["session_options"] = dict(manifest.session_options)
+            entry["float_islands"] = list(manifest.certificate.islands)
         if certificate is not None:
             entry["certificate"] = [vars(proof) for proof in certificate.proofs]
         print_json(entry)
@@ -50,6 +51,7 @@ def command(
         print(f"bundle for {manifest.target}, recipe {manifest.recipe}")
         for key, value in manifest.session_options.items():
             print(f"session option {key}={value}")
+        print(f"float islands: {', '.join(manifest.certificate.islands) or 'none'}")
     print("\n".join(lines(found, certificate)))
 
 

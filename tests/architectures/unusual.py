@@ -188,6 +188,14 @@ def written_elementary(net: Net) -> list[str]:
     return [net("Div", x, net("ReduceL2", x, net.constant([1]))), x]
 
 
+def limited_tail(net: Net) -> list[str]:
+    """Limits behind a Gemm in the float tail, in front of something else."""
+    x = net.classify(net.conv_relu(net.input(3, 6, 6), 3, 4), 4, 6)
+    y = net.classify(net.conv_relu(net.input(3, 6, 6), 3, 4), 4, 6)
+    z = net("Clip", y, net.constant(-0.5), net.constant(0.75))
+    return [net("Neg", net("Relu", x)), net("Mul", z, net.constant(0.3))]
+
+
 def run_time_products(net: Net) -> list[str]:
     """A Gram matrix of a feature map, and a product of two inputs."""
     a, b = net.input(6, 8, name="a"), net.input(8, 5, name="b")
