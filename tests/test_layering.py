@@ -36,7 +36,7 @@ LAYERS = {
     " counts run_time_shapes symbolic_shapes",
     "recipe": "recipe",
     "operators": "operators operators.* float_sums",
-    "simulate": "simulate stimuli fidelity softmax_bias quantized_attention trajectory"
+    "simulate": "axis_sources simulate stimuli fidelity softmax_bias quantized_attention trajectory"
     " index_tables",
     "in and out": "runtime npz feeds spool user_code data metrics language load export source"
     " model_file observe"

@@ -51,7 +51,7 @@ FILES = sorted(FOLDER.glob("*.txt"))
 FLOAT_PASSES = (
     "cleanup", "conv-transpose", "fold-affine", "fold-batchnorm", "fold-input",
     "fold-normalization", "fold-pad",
-    "linear-form", "pad-channels", "scale-scores", "tabulate-index",
+    "linear-form", "pad-channels", "scale-scores", "select-early", "tabulate-index",
 )  # fmt: skip
 # What they leave is the same function, bit by bit.
 EXACT_PASSES = ("conv-transpose", "fold-clip", "lower-prelu")
