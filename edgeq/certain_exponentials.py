@@ -11,8 +11,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-# No float32 exp errs by so much of its value: ONNX Runtime's by 2**-23.6 (measured, 20 million
-# arguments on x86 with AVX-512), textbook ones by a few units in the last place, 2**-22 and so on.
+# No float32 exp errs by so much of its value: ONNX Runtime's by 2**-23.6 (measured: 20 million
+# arguments on x86 with AVX-512, 400,000 on AVX2 and on Arm with and without dot product, emulated),
+# textbook ones by a few units in the last place, 2**-22 and so on.
 EXP_ERROR = 2.0**-18
 _FIRST = 0.743  # the first term is exp(-0.743) or less: it rounds to 0
 _FINER, _TRIES = 2.0**-18, 2**12  # from one step that is tried to the next, and how many

@@ -1,10 +1,11 @@
 """Why a float node's bits are the same everywhere: exact sums, single IEEE operations, movement.
 
 Facts stated once, for ONNX Runtime 1.31 (measured on x86 with VNNI, AVX2 and SSE, and on emulated
-Arm cores): its kernels for separate elementwise nodes are single operations, `Mul` followed by
-`Add` is not contracted into FMA; ReduceMean and the pools sum, then divide; Sqrt is correctly
-rounded. Add and Mul with constants behind a Conv with float weights are folded into the weights;
-behind weights from a DequantizeLinear they are not.
+Arm cores): its kernels for separate elementwise nodes are single operations, in float32 and in
+float64, `Mul` followed by `Add` is not contracted into FMA; ReduceMean and the pools sum, then
+divide; Sqrt is correctly rounded; Cast rounds once; QuantizeLinear to 8 and 16 bits divides, per
+tensor and per row (`axis=0`, scales computed at run time). Add and Mul with constants behind a Conv
+with float weights are folded into the weights; behind weights from a DequantizeLinear they are not.
 """
 
 import math
