@@ -4,6 +4,7 @@ Integer linear groups run as one step on codes; everything else runs node by nod
 single IEEE operations, or is looked up in what these make of all codes. numpy only.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -200,6 +201,24 @@ class Simulator:
         shares = self._shares(env)
         together([partial(self._execute, plan, share) for share in shares])
         return {name: self._gathered(name, shares) for name in plan.wanted}
+
+    def largest(self, feeds: Feeds) -> int:
+        """Return the bytes of the largest value that a run with all taps would return.
+
+        No more is held at a time than a run without taps needs.
+        """
+        env, taps, largest = self._checked(feeds), set(self._tap_names("all")), 0
+        steps = needed(self._settled, taps)
+        readers = Counter(name for step in steps for name in step.inputs)
+        for step in steps:
+            step.execute(env)
+            sizes = (env[name].nbytes for name in step.outputs if name in taps)
+            largest = max(largest, *sizes, 0)
+            readers.subtract(step.inputs)
+            for name in (*step.inputs, *step.outputs):
+                if readers[name] <= 0:
+                    env.pop(name, None)
+        return largest
 
     def _shares(self, env: dict[str, Array]) -> list[dict[str, Array]]:
         """Cut a batch into one part per thread, where samples do not meet.

@@ -61,8 +61,7 @@ class CorrectBias(Pass):
 
     def _count(self, simulator: Simulator, context: Context) -> int:
         """Return how many samples fit: judged by the largest values of the first one."""
-        first = next(iter(context.samples))
-        largest = max(array.nbytes for array in simulator.run(first, "all").values())
+        largest = simulator.largest(next(iter(context.samples)))
         return max(1, min(self.samples, self.megabytes * 2**20 // max(largest, 1)))
 
 

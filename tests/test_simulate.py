@@ -264,6 +264,14 @@ def test_refresh_reads_an_edited_bias() -> None:
     assert (before.tolist(), after.tolist()) == ([[1, 1]], [[3, 1]])
 
 
+def test_the_largest_value_is_that_of_all_taps() -> None:
+    model = linear_model("Gemm", (2, 3), np.ones((3, 5), np.int8), y=(0.1, 0))
+    simulator = Simulator(model)
+    feeds = {"x": np.ones((2, 3), np.uint8)}
+    every = simulator.run(feeds, "all").values()
+    assert simulator.largest(feeds) == max(array.nbytes for array in every) == 4 * 2 * 5
+
+
 def test_refresh_evaluates_folded_constants_anew() -> None:
     model = ir.from_onnx_text(
         """<ir_version: 10, opset_import: ["": 21]>
