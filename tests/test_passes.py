@@ -50,7 +50,7 @@ FILES = sorted(FOLDER.glob("*.txt"))
 # Float to float: what they leave must compute the same, up to the rounding of folded weights.
 FLOAT_PASSES = (
     "cleanup", "conv-transpose", "fold-affine", "fold-batchnorm", "fold-input",
-    "fold-normalization", "fold-pad",
+    "flatten-rows", "fold-normalization", "fold-pad",
     "linear-form", "pad-channels", "scale-scores", "select-early", "tabulate-index",
 )  # fmt: skip
 # What they leave is the same function, bit by bit.
