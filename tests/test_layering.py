@@ -44,6 +44,7 @@ LAYERS = {
     " calibrate seen_inputs",
     "targeting": "by_name targeting",
     "passing": "passing request proofs code_plan softmax_bias_form",
+    "tvm": "tvm tvm.*",
     "passes!": "passes passes.* targets targets.*",
     "verify": "certify tolerance verify float_proofs fused_proofs integer_proofs"
     " rounded_exponentials rules lint float_checks fusion_checks linear_checks",
@@ -61,7 +62,8 @@ OWNERS = {
     "diffusers": {"edgeq.diffusion.schedulers"},
     "PIL": {"edgeq.diffusion.image_grid"},
     "onnxscript": {"edgeq.export"},
-    "tvm": set(),
+    "tvm": {"edgeq.tvm.*"},
+    "tvm_ffi": {"edgeq.tvm.*"},
     "onnxruntime": {"edgeq.runtime", "edgeq.check_session", "edgeq.check_saturation"},
     "onnxsim": {"edgeq.passes.cleanup"},
 }
@@ -122,8 +124,9 @@ def violations(sources: dict[str, str]) -> list[str]:
     for module, text in sources.items():
         for name, line in imports(ast.parse(text), modules):
             where, library = f"{module}:{line}", name.partition(".")[0]
-            if library in OWNERS and module not in OWNERS[library]:
-                found.append(f"{where} imports {library}, which {sorted(OWNERS[library])} own")
+            owners = OWNERS.get(library, {module})
+            if not any(fnmatchcase(module, owner) for owner in owners):
+                found.append(f"{where} imports {library}, which {sorted(owners)} own")
             if library != "edgeq" or name == module:
                 continue
             mine, theirs = layer_of(module), layer_of(name)

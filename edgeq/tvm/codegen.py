@@ -1,0 +1,145 @@
+"""From TIR kernels to an object file or C source with a plain C interface.
+
+A kernel becomes `void symbol(uint8_t *x, const int8_t *w, ...)`: TVM's own calling convention, with
+its tagged arguments, checks and error strings, is never made.
+
+TVM lets LLVM contract `a * b + c` to one fused multiply-add wherever a CPU has it, which rounds
+once where the definition rounds twice. So each product of floats passes `llvm.arithmetic.fence`,
+which is no instruction, and which LLVM neither looks through nor moves. C compilers are told
+`-ffp-contract=off`.
+"""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+from tvm.ir import PointerType
+from tvm.tirx import PrimFunc
+
+from edgeq.tvm.program import Kernel
+
+_LOWER = (
+    s_tir.transform.CanonicalizeLoop,
+    s_tir.transform.LowerInitBlock,
+    s_tir.transform.PlanAndUpdateBufferAllocationLocation,
+    s_tir.transform.ConvertBlocksToOpaque,
+    s_tir.transform.CompactBufferAllocation,
+    s_tir.transform.LowerMatchBuffer,
+    s_tir.transform.StmtSimplify,
+    s_tir.transform.LowerOpaqueBlock,
+    tirx.transform.FlattenBuffer,
+    s_tir.transform.LoopPartition,
+    tirx.transform.VectorizeLoop,
+    tirx.transform.StorageRewrite,
+    tirx.transform.UnrollLoop,
+    tirx.transform.StmtSimplify,
+    tirx.transform.RemoveNoOp,
+    s_tir.transform.RewriteUnsafeSelect,
+    tirx.transform.CommonSubexprElim,
+)
+_OF_THE_RUNTIME = re.compile(
+    r"// tvm target|#include|#define TVM_EXPORTS|void\* __tvm_ffi__library|(float|double) edgeq_f"
+)
+_PRELUDE = """\
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+static inline float edgeq_f32(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+static inline double edgeq_f64(uint64_t bits) {
+  double value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+"""
+
+
+def compile_kernels(kernels: Sequence[Kernel], target: tvm.target.Target) -> bytes:
+    """Return an object file, or C source where the target's kind is `c`.
+
+    Every symbol has C linkage and takes one pointer for each buffer.
+    """
+    functions = {k.symbol: k.function.with_attr("global_symbol", k.symbol) for k in kernels}
+    module = tirx.transform.BindTarget(target)(tvm.IRModule(functions))
+    module = tvm.ir.transform.Sequential([make() for make in _LOWER])(module)
+    plain = {var: _with_pointers(f) for var, f in module.functions.items()}
+    change = _spelled if target.kind.name == "c" else _fenced
+    plain = {var: f.with_body(change(f.body)) for var, f in plain.items()}
+    last = [tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()]
+    module = tvm.ir.transform.Sequential(last)(tvm.IRModule(plain))
+    built = tvm.get_global_func(f"target.build.{target.kind.name}")(module, target)
+    if target.kind.name == "c":
+        return _portable(built.inspect_source("c")).encode()
+    return _object(built)
+
+
+def _with_pointers(function: PrimFunc) -> PrimFunc:
+    """Return the function with bare pointers for parameters, which are C's."""
+    pointers = {
+        p.name: tirx.Var(p.name, PointerType(p.ty.dtype, "global")) for p in function.params
+    }
+    body = function.body
+    statements = []
+    for statement in body.seq if isinstance(body, tirx.SeqStmt) else [body]:
+        if isinstance(statement, tirx.DeclBuffer) and isinstance(statement.data, tvm.ir.Call):
+            pointer = pointers[statement.data.args[0].name]
+            statement = tirx.DeclBuffer(statement.buffer, data=pointer)
+        statements.append(statement)
+    parameters = [pointers[p.name] for p in function.params]
+    return PrimFunc(parameters, tirx.SeqStmt(statements), None, function.attrs)
+
+
+def _fenced(body: tirx.Stmt) -> tirx.Stmt:
+    """Return `body` with a fence behind each product of floats."""
+
+    def fence(node: tirx.Mul) -> tvm.ir.Expr:
+        dtype = str(node.ty.dtype)
+        if not dtype.startswith("float"):
+            return node
+        return tirx.op.call_llvm_pure_intrin(dtype, "llvm.arithmetic.fence", node)
+
+    return tvm_ffi.structural_map(body, (tirx.Mul, fence), order="post")
+
+
+def _spelled(body: tirx.Stmt) -> tirx.Stmt:
+    """Return `body` with floats given by their bits: TVM prints seven digits."""
+
+    def spell(node: tirx.FloatImm) -> tvm.ir.Expr:
+        dtype = str(node.ty.dtype)
+        if dtype == "float32":
+            bits = int(np.float32(node.value).view(np.uint32))
+            return tirx.call_pure_extern(dtype, "edgeq_f32", tirx.const(bits, "uint32"))
+        bits = int(np.float64(node.value).view(np.uint64))
+        return tirx.call_pure_extern(dtype, "edgeq_f64", tirx.const(bits, "uint64"))
+
+    return tvm_ffi.structural_map(body, (tirx.FloatImm, spell), order="post")
+
+
+def _object(built: tvm.runtime.Module) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.o"
+        built.write_to_file(str(path), "o")
+        return path.read_bytes()
+
+
+def _portable(source: str) -> str:
+    """Return TVM's C source without the headers and symbols of its runtime."""
+    lines = [
+        line.replace("TVM_DLL ", "")
+        for line in source.splitlines()
+        if not _OF_THE_RUNTIME.match(line)
+    ]
+    text = re.sub(r'#ifdef __cplusplus\nextern "C"\n#endif\n', "", "\n".join(lines))
+    return _PRELUDE + text.strip() + "\n"
