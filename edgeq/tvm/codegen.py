@@ -77,7 +77,8 @@ def compile_kernels(kernels: Sequence[Kernel], target: tvm.target.Target) -> byt
     plain = {var: _with_pointers(f) for var, f in module.functions.items()}
     change = _spelled if target.kind.name == "c" else _fenced
     plain = {var: f.with_body(change(f.body)) for var, f in plain.items()}
-    last = [tirx.transform.LowerTVMBuiltin(), tirx.transform.LowerIntrin()]
+    # Not LowerTVMBuiltin: local buffers stay on the stack.
+    last = [tirx.transform.LowerIntrin()]
     module = tvm.ir.transform.Sequential(last)(tvm.IRModule(plain))
     built = tvm.get_global_func(f"target.build.{target.kind.name}")(module, target)
     if target.kind.name == "c":

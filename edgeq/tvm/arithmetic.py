@@ -1,0 +1,64 @@
+"""Scalar arithmetic as TIR: single IEEE operations, rounding and saturation without instructions
+that some CPUs lack.
+
+Rounding to nearest, ties to even, is done by addition: `x + 1.5 * 2**23` has a unit of 1 in its
+last place. LLVM and C compilers keep the addition as it is, for reassociation is never allowed.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.ir import Expr
+
+MAGIC = 12582912.0  # 1.5 * 2**23: adding it rounds |x| <= 2**22 to an integer, held in the low bits
+MAGIC_BITS = 0x4B400000
+EXACT = 8388608.0  # 2**23: floats from here on are integers
+
+
+def dtype_of(x: Expr) -> str:
+    """Return the dtype of a scalar, by numpy's name."""
+    return str(x.ty.dtype)
+
+
+def const(value: float | int | np.generic, dtype: str) -> Expr:
+    """Return a constant."""
+    return tirx.const(np.dtype(dtype).type(value).item(), dtype)
+
+
+def clip(x: Expr, low: Expr, high: Expr) -> Expr:
+    """Return `x` within limits; NaN becomes `low`."""
+    return tirx.min(tirx.max(x, low), high)
+
+
+def round_to_int(x: Expr) -> Expr:
+    """Return float32 `x`, at most 2**22 in magnitude, as int32: to nearest, ties to even."""
+    shifted = x + const(MAGIC, "float32")
+    return tirx.reinterpret("int32", shifted) - const(MAGIC_BITS, "int32")
+
+
+def rint(x: Expr) -> Expr:
+    """Return float32 `x` rounded to an integer, ties to even, with the sign that it had."""
+    bits = tirx.reinterpret("uint32", x)
+    sign = tirx.bitwise_and(bits, const(0x80000000, "uint32"))
+    size = tirx.reinterpret("float32", tirx.bitwise_and(bits, const(0x7FFFFFFF, "uint32")))
+    rounded = (size + const(EXACT, "float32")) - const(EXACT, "float32")
+    signed = tirx.bitwise_or(tirx.reinterpret("uint32", rounded), sign)
+    return tirx.Select(size < const(EXACT, "float32"), tirx.reinterpret("float32", signed), x)
+
+
+def saturated(real: Expr, zero_point: int, low: int, high: int, dtype: str) -> Expr:
+    """Return `clip(rint(real) + zero_point, low, high)` in `dtype`; NaN becomes `low`.
+
+    The limits are integers: clipping first is the same, and keeps what is rounded small.
+    """
+    limits = [const(limit - zero_point, "float32") for limit in (low, high)]
+    units = round_to_int(clip(real, *limits))
+    return (units + const(zero_point, "int32")).astype(dtype) if zero_point else units.astype(dtype)
+
+
+def divided(x: Expr, scale: NDArray[np.float32] | np.float32) -> Expr:
+    """Return `x / scale`; a product where that is the same."""
+    fraction, exponent = np.frexp(np.float32(scale))
+    if fraction == 0.5 and -126 < exponent < 126:
+        return x * const(np.float32(1) / np.float32(scale), "float32")
+    return x / const(scale, "float32")
