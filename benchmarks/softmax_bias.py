@@ -1,15 +1,21 @@
-"""What softmax bias correction is worth on synthetic attention: SQNR of `P @ V` in dB.
+"""What softmax bias correction is worth on attention: SQNR of `P @ V` in dB.
 
     python -m benchmarks.softmax_bias [--bits 8 4]
+    python -m benchmarks.softmax_bias --models [CASE]... [--bits 8 4]
 
 Scores are normal with standard deviation sigma, 256 rows; V is normal, with a mean of its own per
-channel. The probabilities are those of the deployed kernel: `exact-softmax` writes it, edgeq's
-simulator and ONNX Runtime run it, and their bits must be equal. Corrections are found on one half
-of the rows and measured on the other. Exit status 1 if a bit differs or a figure is missed.
+channel. With `--models` both are those of the zoo's models, in float, on calibration samples. The
+probabilities are those of the deployed kernel: `exact-softmax` writes it, edgeq's simulator and
+ONNX Runtime run it, and their bits must be equal. Corrections, and the range, are found on one
+half of the rows or samples and measured on the other. Exit status 1 if a bit differs or a figure is
+missed.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,18 +23,24 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from benchmarks.cases import ZOO, ExportedCase, export_case, load_zoo
+from edgeq.attention import MASKED, find_attentions
+from edgeq.load import load_model
 from edgeq.onnx_api import infer_shapes
 from edgeq.passing import Context, run_pipeline
 from edgeq.recipe import load_recipe
 from edgeq.runtime import make_session, run
 from edgeq.simulate import Simulator
-from edgeq.softmax_bias import Observed, SoftmaxBiasMeter, softmax
+from edgeq.softmax_bias import Form, Observed, SoftmaxBiasMeter, softmax
 from edgeq.targeting import find_target
 
 Float64 = NDArray[np.float64]
 LENGTHS, SIGMAS = (77, 256, 1024, 4096), (0.5, 1.0, 2.0, 4.0)
 ROWS, WIDTH = 256, 64
-FIT, TEST = slice(0, ROWS // 2), slice(ROWS // 2, ROWS)
+CASES = ("vit-mnist", "opt-shakespeare", "ddpm-attn-mnist32")
+SAMPLES = 64  # of a model's calibration data
+FORMS: tuple[Form, ...] = ("none", "scale", "beta")
+LABELS = ("none", "scale", "beta", "range", "range + scale", "range + beta")
 TARGET = find_target("ort-cpu")
 NO_SAMPLES: Any = ()  # exact-softmax looks at no data
 # What ideal probabilities reach with `range + beta` at 8 bits, and how much less is still enough.
@@ -41,21 +53,61 @@ IDEAL: Mapping[tuple[int, float], float] = MappingProxyType(
 SLACK = 1.0
 
 
-def draws() -> Iterator[tuple[int, float, Float64, Float64]]:
-    """Yield length, sigma, scores [rows, length] and values [length, width] of each attention."""
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What one attention is made of, once.
+
+    Attributes:
+        scores: float64 (batch, heads, rows, keys).
+        v: float64 (batch, heads, keys, width).
+    """
+
+    scores: Float64
+    v: Float64
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """Which scores no mask hides."""
+        return self.scores > MASKED
+
+
+Examples = Sequence[Example]
+
+
+def draws() -> Iterator[tuple[int, float, Examples, Examples]]:
+    """Yield length and sigma of each attention, and what to fit and to measure on."""
     random = np.random.default_rng(0)
     for length in LENGTHS:
         for sigma in SIGMAS:
-            scores = random.normal(size=(ROWS, length)) * sigma
+            scores = random.normal(size=(1, 1, ROWS, length)) * sigma
             v = random.normal(size=(length, WIDTH)) + random.normal(size=(1, WIDTH))
-            yield length, sigma, scores, v
+            fit, test = np.split(scores, 2, axis=2)
+            yield length, sigma, [Example(fit, v[None, None])], [Example(test, v[None, None])]
 
 
-def deployed(length: int, scale: float) -> ir.Model:
+def attentions(case: ExportedCase) -> Iterator[tuple[str, Examples, Examples]]:
+    """Yield each attention of a model in float: its name, what to fit and to measure on."""
+    model = load_model(case.model).model
+    run_pipeline(
+        "cleanup", model, Context(load_recipe("int8", {}), TARGET.capabilities, NO_SAMPLES)
+    )
+    found = [(a, a.softmax.inputs[0], a.v) for a in find_attentions(model)]
+    simulator, every = Simulator(model), list(case.calibration_feeds())
+    feeds = every[:: max(1, len(every) // SAMPLES)][:SAMPLES]
+    for attention, scores, v in found:
+        assert scores is not None and v is not None, attention
+        taps = [str(scores.name), str(v.name)]
+        seen = [[simulator.run(feed, taps)[tap] for tap in taps] for feed in feeds]
+        examples = [Example(*(array.astype(np.float64) for array in pair)) for pair in seen]
+        yield str(attention.output.name), examples[::2], examples[1::2]
+
+
+def deployed(shape: tuple[int, ...], scale: float) -> ir.Model:
     """Return the kernel that makes codes of this scale from real scores."""
+    dims = ",".join(map(str, shape))
     model = ir.from_onnx_text(
-        f'<ir_version: 10, opset_import: ["": 21]> g (float[{ROWS},{length}] x)'
-        f" => (uint8[{ROWS},{length}] y) <float s = {{{scale}}}, uint8 z = {{0}}>"
+        f'<ir_version: 10, opset_import: ["": 21]> g (float[{dims}] x)'
+        f" => (uint8[{dims}] y) <float s = {{{scale}}}, uint8 z = {{0}}>"
         " { p = Softmax(x) y = QuantizeLinear(p, s, z) }"
     )
     infer_shapes(model)
@@ -67,7 +119,7 @@ def deployed(length: int, scale: float) -> ir.Model:
 
 def codes(scores: Float64, scale: float) -> NDArray[np.uint8]:
     """Return the codes of the probabilities, the same bits in the simulator and the runtime."""
-    model = deployed(scores.shape[-1], scale)
+    model = deployed(scores.shape, scale)
     feeds = {"x": scores.astype(np.float32)}
     (simulated,) = Simulator(model).run(feeds).values()
     (found,) = run(make_session(model, options=TARGET.capabilities.session_options), feeds).values()
@@ -76,20 +128,64 @@ def codes(scores: Float64, scale: float) -> NDArray[np.uint8]:
     return simulated
 
 
-def measure(scores: Float64, v: Float64, bits: int) -> dict[str, float]:
+def measure(fit: Examples, test: Examples, bits: int) -> dict[str, float]:
     """Return the SQNR of each form, in dB."""
-    ideal, highest = softmax(scores), 2**bits - 1
+    highest, largest = 2**bits - 1, max(softmax(e.scores, e.kept).max() for e in fit)
     found = {}
-    for name, top in (("", 1.0), ("range", float(ideal[FIT].max()))):
-        scale = top / highest
-        rounded = np.minimum(codes(scores, scale), highest) * scale
-        fit, test = SoftmaxBiasMeter(1), SoftmaxBiasMeter(1)
-        for meter, part in ((fit, FIT), (test, TEST)):
-            meter.add(Observed(ideal[None, None, part], rounded[None, None, part], v))
-        for form in ("none", "scale", "beta"):
+    for name, top in (("", 1.0), ("range", float(largest))):
+        fitted, tested = (_meter(examples, top / highest, highest) for examples in (fit, test))
+        for form in FORMS:
             label = " + ".join(part for part in (name, form) if part not in ("", "none")) or form
-            found[label] = test.worth(form, fit.correction(form).value).sqnr_db
+            found[label] = tested.worth(form, fitted.correction(form).value).sqnr_db
     return found
+
+
+def _meter(examples: Examples, scale: float, highest: int) -> SoftmaxBiasMeter:
+    meter = SoftmaxBiasMeter(examples[0].scores.shape[1])
+    for example in examples:
+        rounded = np.minimum(codes(example.scores, scale), highest) * scale
+        ideal = softmax(example.scores, example.kept)
+        meter.add(Observed(ideal, rounded, example.v, example.kept))
+    return meter
+
+
+def synthetic(bits: int) -> int:
+    """Print the table of drawn scores; return how many figures are missed."""
+    print(_head(f"{bits} bits: keys | sigma", "required"))
+    missed = 0
+    for length, sigma, fit, test in draws():
+        found = measure(fit, test, bits)
+        wanted = IDEAL.get((length, sigma)) if bits == 8 else None
+        verdict = ""
+        if wanted is not None:
+            reached = found["range + beta"] >= wanted - SLACK
+            verdict = "reached" if reached else f"missed: {wanted - SLACK:.1f}"
+            missed += not reached
+        print(f"| {length} | {sigma:g} | {_cells(found)} | {verdict} |", flush=True)
+    return missed
+
+
+def trained(names: Sequence[str], zoo: Path, bits: int) -> None:
+    """Print the table of the zoo's models."""
+    print(_head(f"{bits} bits: model | attention | keys"))
+    cases = load_zoo(zoo)
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            case = export_case(cases, name, Path(folder))
+            for attention, fit, test in attentions(case):
+                cells = _cells(measure(fit, test, bits))
+                keys = fit[0].scores.shape[-1]
+                print(f"| {name} | {attention} | {keys} | {cells} |", flush=True)
+
+
+def _head(*names: str) -> str:
+    first, *last = names
+    head = " | ".join((first, *LABELS, *last))
+    return f"\n| {head} |\n" + "|---" * (head.count(" | ") + 1) + "|"
+
+
+def _cells(found: Mapping[str, float]) -> str:
+    return " | ".join(f"{found[label]:.1f}" for label in LABELS)
 
 
 def main() -> int:
@@ -98,24 +194,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4])
-    missed = 0
-    for bits in parser.parse_args().bits:
-        head = False
-        for length, sigma, scores, v in draws():
-            found = measure(scores, v, bits)
-            if not head:
-                head = True
-                print(f"\n| {bits} bits: keys | sigma | {' | '.join(found)} | required |")
-                print("|---" * (len(found) + 3) + "|")
-            wanted = IDEAL.get((length, sigma)) if bits == 8 else None
-            verdict = ""
-            if wanted is not None:
-                reached = found["range + beta"] >= wanted - SLACK
-                verdict = "reached" if reached else f"missed: {wanted - SLACK:.1f}"
-                missed += not reached
-            cells = " | ".join(f"{value:.1f}" for value in found.values())
-            print(f"| {length} | {sigma:g} | {cells} | {verdict} |", flush=True)
-    return int(missed > 0)
+    parser.add_argument("--models", nargs="*", metavar="CASE", help=f"default: {', '.join(CASES)}")
+    parser.add_argument("--zoo", type=Path, default=ZOO)
+    options = parser.parse_args()
+    if options.models is None:
+        return int(sum(map(synthetic, options.bits)) > 0)
+    for bits in options.bits:
+        trained(options.models or CASES, options.zoo, bits)
+    return 0
 
 
 if __name__ == "__main__":
