@@ -1,17 +1,17 @@
 """Why Exp and Round of codes give the same integers on every CPU: no result is near a tie.
 
-`edgeq.certain_exponentials` chooses the scale of the codes so. Where the codes are distances to the
-largest of a row, none is above the zero point that they are quantized with.
+`edgeq.certain_exponentials` chooses the scale of the codes so.
 """
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeq.certain_exponentials import margins
+from edgeq.code_counts import code_count
 from edgeq.exactness import DETERMINED, Grid
 from edgeq.float_proofs import Reason, unproven
 from edgeq.graph import sole_consumer
-from edgeq.qdq import Operand, operand, quantize_node
+from edgeq.qdq import Operand, operand
 
 
 def prove_rounded(node: ir.Node) -> Reason | None:
@@ -23,7 +23,7 @@ def prove_rounded(node: ir.Node) -> Reason | None:
     if x is None:
         return None
     step, zero_point = float(x.qparams.scale), int(x.qparams.zero_point)
-    count = _count(x)
+    count = code_count(x)
     margin = float(margins(step, zero_point, count).min())
     if not margin > 0:  # NaN where a result is infinite
         return unproven("a result of Exp is so near a rounding tie that CPUs may round it apart")
@@ -45,24 +45,3 @@ def rounded_codes(node: ir.Node) -> Operand | None:
         return None
     fits = x.qparams.axis is None and x.qparams.qtype.name in ("uint8", "uint16")
     return x if fits else None
-
-
-def _count(x: Operand) -> int:
-    """Return how many codes there can be: from 0 to one less."""
-    node = x.codes.producer()
-    made = None if node is None else quantize_node(node)
-    if made is not None and made.qparams.axis is None and _is_negative(made.node.inputs[0]):
-        return int(made.qparams.zero_point) + 1
-    return x.qparams.qtype.qmax + 1
-
-
-def _is_negative(value: ir.Value | None) -> bool:
-    """Whether `value` is `Sub(x, ReduceMax(x))`, or `Sub(x, Max(ReduceMax(x), ...))`: 0 at most."""
-    node = None if value is None else value.producer()
-    if node is None or node.op_type != "Sub" or node.domain or node.inputs[1] is None:
-        return False
-    top = node.inputs[1].producer()
-    tops = [] if top is None else [top]
-    if top is not None and top.op_type == "Max":
-        tops = [maker for v in top.inputs if v is not None and (maker := v.producer()) is not None]
-    return any(t.op_type == "ReduceMax" and t.inputs[0] is node.inputs[0] for t in tops)

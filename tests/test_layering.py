@@ -29,7 +29,7 @@ LAYERS = {
     " to_float32 old_opsets affine_nodes look_up functions roles qdq simplify elementary versions"
     " index_values index_rules"
     " attention possible_values longest logarithm_form softmax_form scores_form"
-    " certain_exponentials"
+    " certain_exponentials code_counts"
     " normalization channel_affine chain row_sums row_statistics"
     " causal_masks"
     " elementwise_nodes unary_regions"

@@ -51,11 +51,11 @@ def average_pool(
     out = at(padded, first).copy()
     for offset in others:
         out += at(padded, offset)
-    out /= _counts(layout, bool(count_include_pad)).astype(x.dtype)
+    out /= window_counts(layout, bool(count_include_pad)).astype(x.dtype)
     return out
 
 
-def _counts(layout: Windows, include_pad: bool) -> Array:
+def window_counts(layout: Windows, include_pad: bool) -> Array:
     """Return how many elements of each window count: padding that the user gave, if included.
 
     What a ceiled window needs beyond that padding never counts.

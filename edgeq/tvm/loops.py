@@ -178,3 +178,53 @@ def reduction_kernel(
         )
 
     return nest.function(nested([x.shape[axis] for axis in kept], body))
+
+
+def product_kernel(
+    nest: Nest,
+    a: View,
+    b: View,
+    y: View,
+    zeros: tuple[int, int],
+    finish: Callable[[Expr], Expr],
+) -> PrimFunc:
+    """Return the kernel of `y[..., i, j] = finish(sum((a[..., i, k] - za) * (b[..., k, j] - zb)))`.
+
+    A row of sums is held at a time, and b is read row by row, where its rows lie side by side.
+    """
+    *lead, rows, depth = a.shape
+    columns = b.shape[-1]
+    by_rows = stride_of(b.axes[-1]) in (0, 1)
+    width = columns if by_rows else 1
+    sums = tirx.decl_buffer((width,), "int32", "sums")
+
+    def units(view: View, index: Sequence[Expr], zero: int) -> Expr:
+        code = nest.load(view, index).astype("int32")
+        return code - tirx.const(zero, "int32") if zero else code
+
+    def row(index: Sequence[Expr]) -> tirx.Stmt:
+        *outer, i, first = index
+
+        def clear(inner: Sequence[Expr]) -> tirx.Stmt:
+            return tirx.BufferStore(sums, tirx.const(0, "int32"), [inner[0]])
+
+        def add(inner: Sequence[Expr]) -> tirx.Stmt:
+            k, j = inner
+            left = units(a, [*outer, i, k], zeros[0])
+            right = units(b, [*outer, k, j if by_rows else first], zeros[1])
+            return tirx.BufferStore(sums, sums[j] + left * right, [j])
+
+        def put(inner: Sequence[Expr]) -> tirx.Stmt:
+            (j,) = inner
+            return nest.store(y, [*outer, i, j if by_rows else first], finish(sums[j]))
+
+        return tirx.SeqStmt(
+            [
+                tirx.AllocBuffer(sums),
+                nested([width], clear),
+                nested([depth, width], add),
+                nested([width], put),
+            ]
+        )
+
+    return nest.function(nested([*lead, rows, columns // width if width else 0], row))

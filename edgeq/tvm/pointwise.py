@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tvm import tirx
 from tvm.ir import Expr
 
 from edgeq.tvm.program import Tensor
@@ -31,8 +32,7 @@ class Pointwise:
         compute: From the elements of the views, as TIR, to its own.
         evaluate: The same in numpy, by the definition of the operators.
         cost: About how many operations an element takes.
-        scalar: Whether every element is treated alike: no view but those of codes differs by place.
-        known: Whether IEEE defines all that is computed.
+        known: Whether it is computed by arithmetic; else it is looked up.
     """
 
     shape: tuple[int, ...]
@@ -53,6 +53,17 @@ class Pointwise:
         """Return what a view holds."""
         return cls(view.shape, view.buffer.dtype, (view,), _first, _first_array)
 
+    @classmethod
+    def literal(cls, value: np.generic) -> "Pointwise":
+        """Return a number."""
+        dtype = value.dtype.name
+
+        def compute(elements: Sequence[Expr], look_up: LookUp) -> Expr:
+            del elements, look_up
+            return tirx.const(value.item(), dtype)
+
+        return cls((), dtype, (), compute, lambda arrays: np.asarray(value))
+
     @property
     def is_view(self) -> bool:
         """Whether nothing is computed."""
@@ -66,7 +77,7 @@ class Pointwise:
             if found is None:
                 return None
             views.append(found)
-        shape = views[0].shape
+        shape = views[0].shape if views else move(np.zeros(self.shape, np.int64)).shape
         return Pointwise(
             shape, self.dtype, tuple(views), self.compute, self.evaluate, self.cost, self.known
         )

@@ -1,0 +1,206 @@
+"""Integer linear groups as kernels: constant weights packed, dynamic operands in plain loops."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from tvm.ir import Expr
+
+from edgeq.errors import UnsupportedOperatorError
+from edgeq.graph import int_attribute, ints_attribute, string_attribute
+from edgeq.numerics.requantize import multiplier
+from edgeq.numerics.windows import windows
+from edgeq.operators.binding import describe
+from edgeq.operators.integer import integer_kernel
+from edgeq.qdq import LinearGroup
+from edgeq.tvm.arithmetic import const
+from edgeq.tvm.linear import lower_linear
+from edgeq.tvm.linear_problem import Codes, LinearProblem
+from edgeq.tvm.loops import Nest, product_kernel
+from edgeq.tvm.program import Tensor
+from edgeq.tvm.quantization import product, requantized
+from edgeq.tvm.views import View
+
+if TYPE_CHECKING:
+    from edgeq.tvm.lower import Lowering
+
+Array = NDArray[Any]
+NHWC = (0, 2, 3, 1)
+
+
+def lower_group(to: "Lowering", group: LinearGroup) -> None:
+    """Write the kernels of a linear group.
+
+    Raises:
+        UnsupportedOperatorError: There is no kernel for it; the message names the node.
+    """
+    if group.node.op_type == "Mul":
+        _mul(to, group)
+    elif group.w.array is None or group.w.codes.shape is None or _depth(group) > 2:
+        _dynamic(to, group)
+    elif group.node.op_type == "Conv":
+        _conv(to, group)
+    else:
+        _dense(to, group)
+
+
+def _depth(group: LinearGroup) -> int:
+    assert group.w.array is not None
+    return group.w.array.ndim if group.node.op_type != "Conv" else 2
+
+
+def _codes(group: LinearGroup) -> Codes | None:
+    if group.y is None:
+        return None
+    y = group.y.qparams
+    return Codes(y.qtype.dtype.name, int(y.zero_point), y.qtype.qmin, y.qtype.qmax)
+
+
+def _multiplier(group: LinearGroup) -> Array:
+    x, w = group.x.qparams.scale, group.w.qparams.scale
+    if group.y is None:
+        return np.asarray(x * w, np.float32).reshape(-1)
+    return multiplier(x, w, group.y.qparams.scale).reshape(-1)
+
+
+def _conv(to: "Lowering", group: LinearGroup) -> None:
+    node, weight = group.node, group.w.array
+    assert weight is not None
+    shape = to.shape(group.x.codes)
+    pads, strides, dilations = (
+        ints_attribute(node, name, ()) for name in ("pads", "strides", "dilations")
+    )
+    auto_pad: Any = string_attribute(node, "auto_pad", "NOTSET")
+    found = windows(shape[2:], weight.shape[2:], strides, dilations, pads, auto_pad)
+    if len(shape) not in (3, 4):
+        raise UnsupportedOperatorError(f"{describe(node)}: {len(shape) - 2} spatial axes")
+    line = len(shape) == 3
+
+    def pair(sizes: tuple[int, ...], filler: int) -> tuple[int, int]:
+        return (filler, sizes[0]) if line else (sizes[0], sizes[1])
+
+    begin, end = pair(found.begin, 0), pair(found.end, 0)
+    height, width = pair(tuple(shape[2:]), 1)
+    problem = LinearProblem(
+        shape[0], height, width, shape[1], len(weight), *pair(found.kernel, 1),
+        strides=pair(found.strides, 1), dilations=pair(found.dilations, 1),
+        pads=(*begin, *end), groups=int_attribute(node, "group", 1),
+        x_dtype=group.x.qparams.qtype.dtype.name, x_zero=int(group.x.qparams.zero_point),
+        y=_codes(group),
+    )  # fmt: skip
+    order = (0, 2, 1) if line else NHWC
+    _emit(to, group, problem, weight.reshape(len(weight), -1, problem.kernel_h, problem.kernel_w),
+          to.stored(group.x.codes, order), to.new(group.output, order))  # fmt: skip
+
+
+def _dense(to: "Lowering", group: LinearGroup) -> None:
+    weight = group.w.array
+    assert weight is not None
+    if group.node.op_type == "MatMul" or not int_attribute(group.node, "transB", 0):
+        weight = weight.T
+    shape = to.shape(group.x.codes)
+    rows = int(np.prod(shape[:-1]))
+    problem = LinearProblem(
+        1, 1, rows, shape[-1], len(weight), 1, 1,
+        x_dtype=group.x.qparams.qtype.dtype.name, x_zero=int(group.x.qparams.zero_point),
+        y=_codes(group),
+    )  # fmt: skip
+    x = to.stored(group.x.codes, tuple(range(len(shape))))
+    y = to.new(group.output, tuple(range(len(shape))))
+    _emit(to, group, problem, np.ascontiguousarray(weight)[:, :, None, None], x, y)
+
+
+def _emit(
+    to: "Lowering", group: LinearGroup, problem: LinearProblem, weight: Array, x: Tensor, y: Tensor
+) -> None:
+    bias = None if group.bias is None else group.bias.array
+    if bias is not None:
+        bias = np.broadcast_to(bias.reshape(-1), (problem.out_c,)) if bias.size in (
+            1, problem.out_c
+        ) else bias  # fmt: skip
+        if bias.size != problem.out_c:
+            raise UnsupportedOperatorError(f"{describe(group.node)}: a bias for each row")
+    zero = group.w.qparams.zero_point
+    symbol = to.builder.symbol(group.node.op_type)
+    made = lower_linear(
+        symbol, problem, weight, np.asarray(zero), bias, _multiplier(group), to.isa
+    )
+    places = {"x": x.buffer, "y": y.buffer}
+    places |= {role: to.builder.constant(array) for role, array in made.constants.items()}
+    for role, (dtype, elements) in made.scratch.items():
+        places[role] = to.builder.buffer(dtype, elements)
+    for number, step in enumerate(made.steps):
+        arguments = [places[role] for role in step.roles]
+        last = number == len(made.steps) - 1
+        writes = y.buffer if last else _scratch(arguments, made.scratch, places)
+        to.builder.add(
+            step.function, arguments, writes, f"{group.node.op_type} {group.output.name}",
+            step.symbol,
+        )  # fmt: skip
+
+
+def _scratch(arguments: list[Any], scratch: Any, places: Any) -> Any:
+    return next((places[role] for role in scratch if places[role] in arguments), arguments[-1])
+
+
+def _finish(group: LinearGroup) -> Any:
+    scale = const(np.float32(_multiplier(group)[0]), "float32")
+
+    def finish(acc: Expr) -> Expr:
+        if group.y is None:
+            return acc.astype("float32") * scale
+        y = group.y.qparams
+        return requantized(acc, scale, int(y.zero_point), y.qtype)
+
+    return finish
+
+
+def _mul(to: "Lowering", group: LinearGroup) -> None:
+    kernel = integer_kernel(group)
+    x = product(
+        to.pointwise(group.x.codes),
+        to.pointwise(group.w.codes),
+        (int(group.x.qparams.zero_point), int(group.w.qparams.zero_point)),
+        _finish(group),
+        to.shape(group.output),
+        to.dtype(group.output),
+        lambda a, b: kernel(a, b)[0],
+    )
+    to.keep(group.output, x)
+
+
+def _dynamic(to: "Lowering", group: LinearGroup) -> None:
+    """A product of two values: `y[..., i, j] = sum(a[..., i, k] * b[..., k, j])`."""
+    if _multiplier(group).size > 1 or group.bias is not None:
+        raise UnsupportedOperatorError(f"{describe(group.node)}: its operands are values")
+    zeros = int(group.x.qparams.zero_point), int(group.w.qparams.zero_point)
+    transposed = bool(int_attribute(group.node, "transB", 0))
+    write_product(
+        to, group.x.codes, group.w.codes, group.output, zeros, _finish(group), transposed=transposed
+    )
+
+
+def write_product(
+    to: "Lowering",
+    a: ir.Value,
+    b: ir.Value,
+    output: ir.Value,
+    zeros: tuple[int, int],
+    finish: Any,
+    *,
+    transposed: bool = False,
+) -> None:
+    """Write the product of two values, batched and broadcast; sums are int32."""
+    left, right = View.of(to.stored(a)), View.of(to.stored(b))
+    if transposed:
+        right = View(right.buffer, right.base, (*right.axes[:-2], right.axes[-1], right.axes[-2]))
+    y = to.new(output, tuple(range(len(to.shape(output)))))
+    lead = to.shape(output)[:-2]
+    left = left.broadcast((*lead, *left.shape[-2:]))
+    right = right.broadcast((*lead, *right.shape[-2:]))
+    nest = Nest(to.builder.constant)
+    function = product_kernel(nest, left, right, View.of(y), zeros, finish)
+    to.builder.add(function, nest.arguments, y.buffer, f"MatMul {output.name}")
+
+

@@ -1,0 +1,422 @@
+"""From a quantized model to a program: what is stored, what is fused, and which kernel does what.
+
+Linear groups, reductions and dynamic products are kernels of their own. What treats each element
+alone becomes part of the kernel that reads it, unless it is codes, an output, or dear and read more
+than once: then it is stored. What only moves elements is never a kernel, unless its reader needs
+them side by side.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeq.errors import UnsupportedOperatorError
+from edgeq.graph import constant, producer, sole_consumer
+from edgeq.operators import OPERATORS
+from edgeq.operators.binding import bind, describe
+from edgeq.qdq import LinearGroup, linear_group, operand, quantize_node
+from edgeq.code_counts import code_count
+from edgeq.tvm import heavy, linear_groups
+from edgeq.tvm.builder import Builder
+from edgeq.tvm.dot import Isa
+from edgeq.tvm.elementwise import elementwise
+from edgeq.tvm.pointwise import Pointwise
+from edgeq.tvm.program import Layout, Program, Tensor
+from edgeq.tvm.quantization import dequantized, quantized
+from edgeq.tvm.static_model import StaticModel
+from edgeq.tvm.views import View
+
+Array = NDArray[Any]
+DEAR = 3  # operations: what takes more, and is read more than once, is stored
+MOST_VIEWS = 8  # that one kernel reads for one element
+NHWC = (0, 2, 3, 1)
+MOVES = frozenset(
+    {
+        "DepthToSpace", "Expand", "Flatten", "Gather", "Reshape", "Resize", "Slice", "SpaceToDepth",
+        "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+
+
+def lower(static: StaticModel, isa: Isa) -> Program:
+    """Return the kernels of a quantized model.
+
+    Raises:
+        UnsupportedOperatorError: A node has no kernel; the message names it.
+    """
+    return Lowering(static, isa).program()
+
+
+class Lowering:
+    """Lowers one model.
+
+    Attributes:
+        builder: Collects what is made.
+        isa: How the device multiplies.
+        constants: Values that are known, by name.
+    """
+
+    def __init__(self, static: StaticModel, isa: Isa) -> None:
+        graph = static.model.graph
+        self.builder = Builder()
+        self.isa = isa
+        self.constants: dict[str, Array] = {}
+        self._shapes, self._dtypes = static.shapes, static.dtypes
+        self._graph = graph
+        self._outputs = [str(value.name) for value in graph.outputs]
+        self._values: dict[str, Pointwise] = {}
+        self._stored: dict[str, Tensor] = {}
+        self._nodes = _needed(graph)
+        self._spatial = _spatial(self._nodes)
+        self._look_ups = _look_ups(self._nodes, static.shapes)
+        self._absorbed = {
+            node
+            for last, (_, gather) in self._look_ups.items()
+            for node in (gather, producer(gather.inputs[1]))
+        }
+        self._readers = Counter(
+            str(value.name) for node in self._nodes for value in node.inputs if value is not None
+        )
+
+    def program(self) -> Program:
+        """Lower all nodes."""
+        for name, value in self._graph.initializers.items():
+            array = constant(value)
+            if array is not None:
+                self.constants[name] = array
+        inputs = []
+        for value in self._graph.inputs:
+            name = str(value.name)
+            if name not in self.constants:
+                layout = Layout.plain(self._shapes[name])
+                tensor = self.builder.tensor(name, self._dtypes[name], layout, "input")
+                inputs.append(tensor)
+                self._keep(tensor)
+        hidden: set[ir.Node] = set()
+        for node in self._nodes:
+            group = linear_group(node)
+            if node in self._look_ups:
+                index, gather = self._look_ups[node]
+                heavy.look_up(self, gather, index, node.outputs[0])
+            elif node in self._absorbed:
+                continue
+            elif group is not None:
+                linear_groups.lower_group(self, group)
+                if group.y is not None:
+                    hidden.add(group.y.node)
+            elif node not in hidden:
+                self._lower(node)
+        outputs = tuple(self._output(name) for name in self._outputs)
+        taps = [t for t in self._stored.values() if t.buffer.kind in ("workspace", "output")]
+        codes = ("uint8", "int8", "uint16", "int16")
+        return Program(
+            tuple(self.builder.kernels),
+            self.builder.constants,
+            tuple(inputs),
+            outputs,
+            tuple(t for t in taps if t.buffer.dtype in codes),
+        )
+
+    # What lowering rules read and make.
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        """Return the sizes of a value."""
+        name = str(value.name)
+        return self.constants[name].shape if name in self.constants else self._shapes[name]
+
+    def dtype(self, value: ir.Value) -> str:
+        """Return the dtype of a value, numpy's name."""
+        name = str(value.name)
+        known = self.constants.get(name)
+        return self._dtypes[name] if known is None else known.dtype.name
+
+    def pointwise(self, value: ir.Value) -> Pointwise:
+        """Return a value as what its elements are computed from."""
+        name = str(value.name)
+        return self.parameter(self.constants[name]) if name in self.constants else self._values[name]
+
+    def parameter(self, array: Array) -> Pointwise:
+        """Return a constant as an operand."""
+        if array.size == 1:
+            literal = Pointwise.literal(array.reshape(())[()])
+            return literal
+        buffer = self.builder.constant(array)
+        return Pointwise.of(Tensor(buffer.name, buffer, Layout.plain(array.shape)))
+
+    def stored(self, value: ir.Value, order: tuple[int, ...] | None = None) -> Tensor:
+        """Return a value that lies in memory, in `order` if that matters."""
+        name = str(value.name)
+        if name in self.constants:
+            array = self.constants[name]
+            buffer = self.builder.constant(array)
+            return Tensor(name, buffer, Layout.plain(array.shape))
+        if name not in self._stored:
+            self._store(name, order)
+        tensor = self._stored[name]
+        if order is None or Layout(tensor.layout.shape, order).strides == tensor.layout.strides:
+            return tensor
+        wanted = Layout(tensor.layout.shape, order)
+        if _same_memory(wanted, tensor.layout):
+            return Tensor(name, tensor.buffer, wanted)
+        copy = self.builder.tensor(name, tensor.buffer.dtype, wanted)
+        self.builder.write(Pointwise.of(tensor), View.of(copy), f"Transpose {name}")
+        return copy
+
+    def new(self, value: ir.Value, order: tuple[int, ...] | None = None) -> Tensor:
+        """Return a new tensor for a value that a kernel will write; an output lies as in ONNX."""
+        name, shape = str(value.name), self.shape(value)
+        plain = tuple(range(len(shape)))
+        direct = name in self._outputs and (order is None or Layout(shape, order).is_plain)
+        if order is None:
+            order = NHWC if name in self._spatial and len(shape) == 4 else plain
+            order = plain if direct else order
+        kind = "output" if direct else "workspace"
+        tensor = self.builder.tensor(name, self.dtype(value), Layout(shape, order), kind)
+        self._keep(tensor)
+        return tensor
+
+    def keep(self, value: ir.Value, x: Pointwise) -> None:
+        """Note what a value is; store it where that is better."""
+        name = str(value.name)
+        self._values[name] = x
+        codes = x.dtype in ("uint8", "int8", "uint16") and not x.is_view
+        dear = x.cost > DEAR and self._readers[name] > 1
+        if codes or dear or len(x.views) > MOST_VIEWS:
+            self._store(name)
+
+    def _keep(self, tensor: Tensor) -> None:
+        self._stored[tensor.name] = tensor
+        self._values[tensor.name] = Pointwise.of(tensor)
+
+    def _store(self, name: str, order: tuple[int, ...] | None = None) -> None:
+        x = self._values[name]
+        whole = _whole(x, name)
+        if whole is not None:
+            self._stored[name] = whole
+            return
+        plain = tuple(range(len(x.shape)))
+        direct = name in self._outputs
+        if order is None:
+            order = NHWC if len(plain) == 4 and self._is_spatial(name, x) else plain
+        order = plain if direct else order
+        kind = "output" if direct else "workspace"
+        tensor = self.builder.tensor(name, x.dtype, Layout(x.shape, order), kind)
+        self.builder.write(x, View.of(tensor), f"Elementwise {name}")
+        self._keep(tensor)
+
+    def _is_spatial(self, name: str, x: Pointwise) -> bool:
+        if name in self._spatial:
+            return True
+        full = [v for v in x.views if v.buffer.kind == "workspace" and len(v.places)]
+        return any(_is_nhwc(view) for view in full)
+
+    def _output(self, name: str) -> Tensor:
+        if name in self.constants:
+            array = self.constants[name]
+            x = self.parameter(array)
+            x = Pointwise(
+                array.shape, x.dtype, tuple(v.broadcast(array.shape) for v in x.views), x.compute,
+                x.evaluate,
+            )  # fmt: skip
+            layout = Layout.plain(array.shape)
+        else:
+            tensor = self._stored.get(name)
+            if tensor is not None and tensor.buffer.kind == "output":
+                return tensor
+            x = self._values[name]
+            layout = Layout.plain(x.shape)
+        tensor = self.builder.tensor(name, x.dtype, layout, "output")
+        self.builder.write(x, View.of(tensor), f"Output {name}")
+        return tensor
+
+    # Nodes that are no linear group.
+
+    def _lower(self, node: ir.Node) -> None:
+        names = [None if value is None else str(value.name) for value in node.inputs]
+        if all(name is None or name in self.constants for name in names):
+            self._fold(node, [None if name is None else self.constants[name] for name in names])
+        elif node.op_type in ("Shape", "Size"):
+            assert node.inputs[0] is not None
+            self._fold(node, [np.broadcast_to(np.int8(0), self.shape(node.inputs[0]))])
+        elif node.op_type == "QuantizeLinear":
+            self._quantize(node)
+        elif node.op_type == "DequantizeLinear":
+            self._dequantize(node)
+        elif node.op_type in MOVES and all(name in self.constants for name in names[1:] if name):
+            self._move(node)
+        elif node.op_type in heavy.RULES:
+            heavy.RULES[node.op_type](self, node)
+        else:
+            self._elementwise(node)
+
+    def _fold(self, node: ir.Node, arrays: Sequence[Array | None]) -> None:
+        for value, array in zip(node.outputs, bind(node, OPERATORS)(*arrays), strict=False):
+            self.constants[str(value.name)] = np.asarray(array)
+
+    def _elementwise(self, node: ir.Node) -> None:
+        (output,) = node.outputs
+        shape, dtype = self.shape(output), self.dtype(output)
+        operands = []
+        for value in node.inputs:
+            x = None if value is None else self.pointwise(value)
+            if x is not None and value is not None and x.cost > 1 and _smaller(x.shape, shape):
+                x = Pointwise.of(self.stored(value))
+            operands.append(x)
+        counts: dict[str, int] = {}
+        for value in node.inputs:
+            codes = operand(value)
+            if codes is not None:
+                counts[str(codes.codes.name)] = code_count(codes)
+
+        def count(view: View) -> int:
+            bits = 8 * np.dtype(view.buffer.dtype).itemsize
+            return max(counts.values(), default=1 << bits) if bits > 8 else 1 << bits
+
+        self.keep(output, elementwise(node, operands, shape, dtype, count))
+
+    def _quantize(self, node: ir.Node) -> None:
+        x, scale = node.inputs[0], node.inputs[1]
+        assert x is not None and scale is not None
+        kernel = bind(node, OPERATORS)
+        rest = [None if v is None else self.constants.get(str(v.name)) for v in node.inputs[1:]]
+
+        def evaluate(*arrays: Array) -> Array:
+            return kernel(arrays[0], *rest)[0]
+
+        found = quantize_node(node)
+        if found is not None and found.qparams.axis is None:
+            q = found.qparams
+            y = quantized(
+                self.pointwise(x), np.float32(q.scale), int(q.zero_point), q.qtype, evaluate
+            )
+        else:
+            y = heavy.quantized_by_channel(self, node, evaluate)
+        self.keep(node.outputs[0], y)
+
+    def _dequantize(self, node: ir.Node) -> None:
+        found = operand(node.outputs[0])
+        if found is None:
+            raise UnsupportedOperatorError(f"{describe(node)}: its parameters are not constant")
+        kernel = bind(node, OPERATORS)
+        rest = [None if v is None else self.constants[str(v.name)] for v in node.inputs[1:]]
+        codes, q = self.pointwise(found.codes), found.qparams
+
+        def along(array: Array) -> Pointwise:
+            if q.axis is None:
+                return self.parameter(np.asarray(array).reshape(()))
+            shape = [1] * len(codes.shape)
+            shape[q.axis] = -1
+            return self.parameter(np.asarray(array).reshape(shape))
+
+        def evaluate(x: Array) -> Array:
+            return kernel(x, *rest)[0]
+
+        y = dequantized(codes, q.scale, q.zero_point, along, evaluate)
+        self.keep(node.outputs[0], y)
+
+    def _move(self, node: ir.Node) -> None:
+        source = node.inputs[0]
+        assert source is not None
+        kernel = bind(node, OPERATORS)
+        rest = [None if v is None else self.constants[str(v.name)] for v in node.inputs[1:]]
+        for number, value in enumerate(node.outputs):
+
+            def move(places: Array, number: int = number) -> Array:
+                return kernel(places, *rest)[number]
+
+            x = self.pointwise(source).moved(move)
+            if x is None:
+                plain = tuple(range(len(self.shape(source))))
+                x = Pointwise.of(self.stored(source, plain)).moved(move)
+            if x is None:
+                raise UnsupportedOperatorError(f"{describe(node)}: where it reads has no formula")
+            self.keep(value, x)
+
+
+def _smaller(shape: Sequence[int], than: Sequence[int]) -> bool:
+    return int(np.prod(shape)) * 2 <= int(np.prod(than))
+
+
+def _same_memory(a: Layout, b: Layout) -> bool:
+    """Whether two layouts differ in axes of size 1 alone."""
+    steps = zip(a.shape, a.strides, b.strides, strict=True)
+    return all(x == y or size == 1 for size, x, y in steps)
+
+
+def _is_nhwc(view: View) -> bool:
+    if len(view.shape) != 4:
+        return False
+    steps = [int(axis[1] - axis[0]) if len(axis) > 1 else 0 for axis in view.axes]
+    return steps[1] == 1 and steps[3] > 1
+
+
+def _whole(x: Pointwise, name: str) -> Tensor | None:
+    """Return the tensor that `x` is, if it is all of a buffer in some order of the axes."""
+    if not x.is_view:
+        return None
+    (view,) = x.views
+    if view.base or view.buffer.kind in ("input", "constant") or view.places.size != view.buffer.elements:
+        return None
+    order = sorted(range(len(view.axes)), key=lambda a: (-_stride(view, a), a))
+    layout = Layout(view.shape, tuple(order))
+    return Tensor(name, view.buffer, layout) if np.array_equal(
+        View.of(Tensor(name, view.buffer, layout)).places, view.places
+    ) else None
+
+
+def _stride(view: View, axis: int) -> int:
+    steps = view.axes[axis]
+    return int(steps[1] - steps[0]) if len(steps) > 1 else 1 << 62
+
+
+def _needed(graph: ir.Graph) -> list[ir.Node]:
+    """Return the nodes that outputs depend on, in order."""
+    wanted = set(graph.outputs)
+    found = []
+    for node in reversed(list(graph)):
+        if any(value in wanted for value in node.outputs):
+            found.append(node)
+            wanted.update(value for value in node.inputs if value is not None)
+    return found[::-1]
+
+
+def _spatial(nodes: Sequence[ir.Node]) -> set[str]:
+    """Return the names of the images: what convolutions read, and pools."""
+    found = set()
+    for node in nodes:
+        group = linear_group(node)
+        if group is not None and node.op_type == "Conv":
+            found.add(str(group.x.codes.name))
+            found.add(str(group.output.name))
+        elif node.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool", "Resize"):
+            found |= {str(node.inputs[0].name), str(node.outputs[0].name)}
+    return found
+
+
+def _look_ups(
+    nodes: Sequence[ir.Node], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[ir.Node, tuple[ir.Value, ir.Node]]:
+    """Return the Reshapes that end a look-up, each with its index and its GatherElements.
+
+        Reshape(GatherElements(table, Reshape(index, [-1])), shape of index)
+
+    is a table read element by element, whatever the order in memory.
+    """
+    found = {}
+    for node in nodes:
+        table = constant(node.inputs[0]) if node.op_type == "GatherElements" else None
+        if table is None or table.ndim != 1 or node.inputs[1] is None:
+            continue
+        flat, last = node.inputs[1].producer(), sole_consumer(node.outputs[0])
+        if flat is None or flat.op_type != "Reshape" or last is None or last.op_type != "Reshape":
+            continue
+        index, alone = flat.inputs[0], sole_consumer(node.inputs[1])
+        if index is None or alone is not node or last.inputs[0] is not node.outputs[0]:
+            continue
+        if shapes.get(str(index.name)) == shapes.get(str(last.outputs[0].name)):
+            found[last] = (index, node)
+    return found
