@@ -46,14 +46,19 @@ def rint(x: Expr) -> Expr:
     return tirx.Select(size < const(EXACT, "float32"), tirx.reinterpret("float32", signed), x)
 
 
-def saturated(real: Expr, zero_point: int, low: int, high: int, dtype: str) -> Expr:
+def saturated(real: Expr, zero_point: Expr | int, low: int, high: int, dtype: str) -> Expr:
     """Return `clip(rint(real) + zero_point, low, high)` in `dtype`; NaN becomes `low`.
 
     The limits are integers: clipping first is the same, and keeps what is rounded small.
     """
-    limits = [const(limit - zero_point, "float32") for limit in (low, high)]
-    units = round_to_int(clip(real, *limits))
-    return (units + const(zero_point, "int32")).astype(dtype) if zero_point else units.astype(dtype)
+    if isinstance(zero_point, int):
+        limits = [const(limit - zero_point, "float32") for limit in (low, high)]
+        units = round_to_int(clip(real, *limits))
+        if not zero_point:
+            return units.astype(dtype)
+        return (units + const(zero_point, "int32")).astype(dtype)
+    limits = [(const(limit, "int32") - zero_point).astype("float32") for limit in (low, high)]
+    return (round_to_int(clip(real, *limits)) + zero_point).astype(dtype)
 
 
 def divided(x: Expr, scale: NDArray[np.float32] | np.float32) -> Expr:

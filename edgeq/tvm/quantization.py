@@ -43,23 +43,26 @@ def dequantized(
 def quantized(
     x: Pointwise,
     scale: Pointwise | np.float32,
-    zero_point: int,
+    zero_point: Pointwise | int,
     qtype: QType,
     evaluate: Callable[..., Array],
 ) -> Pointwise:
     """Return `saturate(round_half_even(x / scale) + zero_point)`."""
     if qtype.bits > 16:
         raise UnsupportedOperatorError(f"QuantizeLinear to {qtype.name}")
-    dtype = qtype.dtype.name
+    operands, dtype = [x], qtype.dtype.name
+    if isinstance(scale, Pointwise):
+        operands.append(scale)
+    if isinstance(zero_point, Pointwise):
+        operands.append(zero_point)
 
-    def finish(ratio: Expr) -> Expr:
-        return saturated(ratio, zero_point, qtype.qmin, qtype.qmax, dtype)
+    def make(v: Sequence[Expr | None]) -> Expr:
+        assert v[0] is not None and v[-1] is not None
+        ratio = v[0] / v[1] if isinstance(scale, Pointwise) else divided(v[0], scale)
+        zero = v[-1].astype("int32") if isinstance(zero_point, Pointwise) else zero_point
+        return saturated(ratio, zero, qtype.qmin, qtype.qmax, dtype)
 
-    if not isinstance(scale, Pointwise):
-        return combined(
-            [x], x.shape, dtype, lambda v: finish(divided(v[0], scale)), evaluate, 5
-        )
-    return combined([x, scale], x.shape, dtype, lambda v: finish(v[0] / v[1]), evaluate, 5)
+    return combined(operands, x.shape, dtype, make, evaluate, 5)
 
 
 def product(
