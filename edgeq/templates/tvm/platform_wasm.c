@@ -1,0 +1,29 @@
+/* WebAssembly without imports: text is collected for the caller, memory grows. */
+
+#include "check.h"
+
+static char text[16384];
+static uint32_t length;
+
+void edgeq_put(const char *more) {
+  while (*more != 0 && length < sizeof text) text[length++] = *more++;
+}
+
+void *edgeq_allocate(size_t size, size_t alignment) {
+  size_t pages = (size + alignment) / 65536 + 1;
+  size_t start = __builtin_wasm_memory_grow(0, pages);
+  return start == SIZE_MAX ? NULL : (void *)(start * 65536);
+}
+
+uint64_t edgeq_microseconds(void) { return 0; }
+
+__attribute__((export_name("edgeq_check_all"))) int edgeq_check_all(void) {
+  length = 0;
+  return edgeq_check();
+}
+
+__attribute__((export_name("edgeq_text"))) const char *edgeq_text(void) { return text; }
+
+__attribute__((export_name("edgeq_text_length"))) uint32_t edgeq_text_length(void) {
+  return length;
+}

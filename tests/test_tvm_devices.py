@@ -1,0 +1,234 @@
+"""Bundles for TVM's devices, built and run there or under emulation: all bits are compared."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeq.errors import BundleError, EdgeqError, UnknownNameError
+from edgeq.tvm.c_text import bytes_literal, float_literal
+from edgeq.tvm.devices import DEVICES, Device, find_device
+from edgeq.tvm.toolchain import CheckResult, missing_tools, read_result, run_check
+
+pytest.importorskip("tvm", reason="needs TVM: pip install edgeq[tvm]")
+
+from edgeq.tvm.native_runner import NativeRunner
+from edgeq.tvm.sources import Sources
+from tests import tvm_programs
+
+pytestmark = pytest.mark.tvm
+NATIVE = [device for device in DEVICES.values() if device.is_native]
+EMULATED = [device for device in DEVICES.values() if not device.is_native]
+PORTABLE = DEVICES["tvm-c"]
+ELEMENTS = 4 * 2 * 5 * 6 * 7  # runs, outputs (or taps), and the shape of one
+
+
+def write(sources: Sources, folder: Path, **changed: bytes) -> Path:
+    """Write the files, those in `changed` (by their stem) replaced."""
+    folder.mkdir(exist_ok=True)
+    for name, data in sources.files.items():
+        (folder / name).write_bytes(changed.get(Path(name).stem, data))
+    return folder
+
+
+def checked(sources: Sources, device: Device, folder: Path, **options) -> CheckResult:
+    missing = missing_tools(device)
+    if missing:
+        pytest.skip(f"needs {'; '.join(missing)}")
+    into = folder / "build"
+    into.mkdir()
+    return run_check(write(sources, folder / "bundle"), device, into, **options)
+
+
+def names(device: Device) -> str:
+    return device.name
+
+
+@pytest.mark.parametrize("device", NATIVE, ids=names)
+def test_all_bits_are_equal_on_this_machine(device, tmp_path):
+    result = checked(tvm_programs.sources(device), device, tmp_path, taps=True)
+    assert result.passed and result.first == "", result.output
+    assert (result.runs, result.compared) == (4, 2 * ELEMENTS)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("device", EMULATED, ids=names)
+def test_all_bits_are_equal_on_the_emulated_device(device, tmp_path):
+    result = checked(tvm_programs.sources(device), device, tmp_path, taps=True)
+    assert result.passed and result.first == "", result.output
+    assert (result.runs, result.compared) == (4, 2 * ELEMENTS)
+
+
+def test_without_taps_only_outputs_are_compared(tmp_path):
+    result = checked(tvm_programs.sources(PORTABLE), PORTABLE, tmp_path)
+    assert result.passed and result.compared == ELEMENTS
+    assert result.microseconds is None or result.microseconds > 0
+
+
+def altered_weight(sources: Sources) -> Sources:
+    """Change one byte of the weights."""
+    text = sources.files["edgeq_weights.c"].decode()
+    start = text.index('=\n"') + 3
+    changed = text[:start] + ("!" if text[start] != "!" else "#") + text[start + 1 :]
+    assert text[start] != "\\"
+    files = dict(sources.files) | {"edgeq_weights.c": changed.encode()}
+    return Sources(files, sources.memory, sources.weights, sources.runs)
+
+
+def test_a_changed_weight_is_found_and_its_kernel_named(tmp_path):
+    faulty = altered_weight(tvm_programs.sources(PORTABLE))
+    result = checked(faulty, PORTABLE, tmp_path, taps=True)
+    assert not result.passed
+    assert result.first == "tap 'acc' int32[1, 5, 6, 7], feed 0, written by conv (Conv 'conv')"
+
+
+def test_a_difference_names_the_tensor_the_index_and_both_values(tmp_path):
+    faulty = altered_weight(tvm_programs.sources(PORTABLE))
+    result = checked(faulty, PORTABLE, tmp_path)
+    place = r"output 'codes' uint8\[1, 5, 6, 7\], feed 0, index \[0, \d, \d, \d\]"
+    found = re.fullmatch(place + r": expected (\d+), found (\d+)", result.first)
+    assert not result.passed and found is not None and found[1] != found[2]
+
+
+def test_rounding_half_up_is_found(tmp_path):
+    faulty = tvm_programs.sources(PORTABLE, rounded=tvm_programs.half_up)
+    result = checked(faulty, PORTABLE, tmp_path, taps=True)
+    assert not result.passed
+    assert result.first.startswith("tap 'conv'")
+
+
+def test_contracted_multiply_add_is_found(tmp_path):
+    device = DEVICES["tvm-x86-64"]
+    if missing_tools(device):
+        pytest.skip("needs an x86-64 CPU with fused multiply-add")
+    sources, fused = tvm_programs.sources(PORTABLE), ("-ffp-contract=fast", "-mfma")
+    result = checked(sources, PORTABLE, tmp_path, cflags=fused)
+    assert not result.passed
+    assert result.first.startswith("output 'reals' float32[1, 5, 6, 7]")
+
+
+def test_nothing_compared_is_no_success(tmp_path):
+    sources = tvm_programs.sources(PORTABLE)
+    golden = sources.files["golden.c"].replace(b"golden_runs = 4", b"golden_runs = 0")
+    folder = write(sources, tmp_path / "bundle", golden=golden)
+    result = run_check(folder, PORTABLE, tmp_path)
+    assert "Nothing was compared" in result.output
+    assert result.errors == 0 and not result.passed
+
+
+SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def test_sanitizers_find_nothing(tmp_path):
+    result = checked(tvm_programs.sources(PORTABLE), PORTABLE, tmp_path, cflags=SANITIZERS)
+    assert result.passed and result.compared == ELEMENTS
+
+
+@pytest.mark.parametrize(
+    ("device", "cflags", "complaint"),
+    [
+        (PORTABLE, SANITIZERS, "heap-buffer-overflow"),
+        (PORTABLE, (), "ended by signal 11"),
+        (DEVICES["tvm-x86-64"], (), "ended by signal 11"),
+    ],
+)
+def test_a_workspace_that_is_too_small_is_found(device, cflags, complaint, tmp_path):
+    if missing_tools(device):
+        pytest.skip("needs an x86-64 CPU")
+    sources = tvm_programs.sources(device)
+    size = sources.memory.size
+    old, new = (f"WORKSPACE_SIZE {n}".encode() for n in (size, size - 4 * 64))
+    header = sources.files["edgeq_model.h"].replace(old, new)
+    source = sources.files["edgeq_model.c"]
+    write(sources, tmp_path / "bundle", edgeq_model=source)
+    (tmp_path / "bundle" / "edgeq_model.h").write_bytes(header)
+    with pytest.raises(BundleError, match=complaint):
+        run_check(tmp_path / "bundle", device, tmp_path, cflags=cflags)
+
+
+def test_the_library_gives_outputs_and_taps(tmp_path):
+    device = DEVICES["tvm-x86-64"]
+    if missing_tools(device):
+        device = PORTABLE
+    held = tvm_programs.constants()
+    program = tvm_programs.program(held)
+    folder = write(tvm_programs.sources(device), tmp_path / "bundle")
+    runner = NativeRunner(folder, device, program, tmp_path)
+    random = np.random.default_rng(5)
+    for _ in range(20):
+        image = random.integers(0, 256, tvm_programs.SHAPE_X).astype(np.uint8)
+        expected = tvm_programs.expected(held, image)
+        found = runner.run({"image": image}, taps=("conv", "acc"))
+        assert set(found) == set(expected)
+        for name, array in expected.items():
+            assert found[name].dtype == array.dtype and found[name].shape == array.shape
+            assert found[name].tobytes() == array.tobytes(), name
+    assert set(runner.run({"image": image})) == {"codes", "reals"}
+    with pytest.raises(EdgeqError, match="'image' is missing"):
+        runner.run({})
+    with pytest.raises(EdgeqError, match="int8"):
+        runner.run({"image": image.astype(np.int8)})
+
+
+def test_the_same_program_gives_the_same_bytes():
+    first, second = (tvm_programs.sources(PORTABLE).files for _ in range(2))
+    assert first == second
+
+
+def test_literals_hold_every_pair_of_bytes(tmp_path):
+    data = bytes(v for pair in range(65536) for v in (pair >> 8, pair & 255))
+    source = tmp_path / "data.c"
+    source.write_text(f"const unsigned char data[] =\n{bytes_literal(data)};\n")
+    compiled = tmp_path / "data.o"
+    subprocess.run(["gcc", "-Wall", "-Werror", "-c", source, "-o", compiled], check=True)
+    assert data in compiled.read_bytes()
+
+
+def test_float_literals_read_back():
+    bits = np.random.default_rng(2).integers(0, 0x7F800000, 2000).astype(np.uint32)
+    values = np.append(bits.view(np.float32), np.array([1.0, 0.1, 3e38, 1e-45], np.float32))
+    for value in values:
+        text = float_literal(float(value))
+        assert text.endswith("f") and ("." in text or "e" in text)
+        assert np.float32(text[:-1]) == value
+
+
+def test_the_header_is_cpp_too(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++ (Debian: apt-get install g++)")
+    folder = write(tvm_programs.sources(PORTABLE), tmp_path / "bundle")
+    (folder / "use.cpp").write_text(
+        '#include "edgeq_model.h"\n'
+        "static int shape[EDGEQ_MODEL_INPUT_0_RANK] = EDGEQ_MODEL_INPUT_0_SHAPE;\n"
+        "static const float scale = EDGEQ_MODEL_OUTPUT_0_SCALE;\n"
+        "int main() { return shape[0] == 1 && scale > 0 ? 0 : EDGEQ_MODEL_OUTPUT_0_ZERO_POINT; }\n"
+    )
+    command = ["g++", "-std=c++98", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "use.cpp"]
+    subprocess.run([w for w in command if w != "-std=c++98"], cwd=folder, check=True)
+
+
+def test_a_missing_tool_is_named_with_its_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    with pytest.raises(EdgeqError, match="apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64"):
+        run_check(tmp_path, DEVICES["tvm-aarch64"], tmp_path)
+
+
+def test_a_missing_device_is_named():
+    with pytest.raises(UnknownNameError, match="did you mean 'tvm-cortex-m"):
+        find_device("tvm-cortex-m3")
+
+
+def test_a_runner_without_a_place_for_the_program_is_refused(tmp_path):
+    sources = tvm_programs.sources(PORTABLE)
+    with pytest.raises(EdgeqError, match="has no"):
+        checked(sources, PORTABLE, tmp_path, runner="ssh board")
+
+
+def test_a_program_that_contradicts_itself_is_refused():
+    with pytest.raises(BundleError, match="status 1 after"):
+        read_result("Errors: 0 out of 5 elements, in 1 runs\n", "", 1)
+    with pytest.raises(BundleError, match="ended with status 0"):
+        read_result("All is well\n", "", 0)

@@ -1,0 +1,177 @@
+"""A small program for TVM's devices, made by hand, and the same in numpy: a convolution, its
+requantize, a change of layout and a float tail; uint8, int8, int32 and float32 buffers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import te, tirx
+
+from edgeq.check_bits import digest
+from edgeq.tvm.codegen import compile_kernels
+from edgeq.tvm.devices import Device
+from edgeq.tvm.program import Buffer, Kernel, Layout, Program, Tensor
+from edgeq.tvm.sources import Codes, GoldenRun, Sources, make_sources
+
+CHANNELS, HEIGHT, WIDTH, FILTERS = 3, 6, 7, 5
+ZERO_X, ZERO_Y = 117, 9
+NHWC = (0, 2, 3, 1)
+SHAPE_X, SHAPE_Y = (1, CHANNELS, HEIGHT, WIDTH), (1, FILTERS, HEIGHT, WIDTH)
+MAGIC = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds to an integer, half to even
+CODES = {"image": Codes(0.0078125, ZERO_X), "codes": Codes(0.1, ZERO_Y)}
+Rounded = Callable[[te.Tensor], te.Tensor]
+SCALE, OFFSET = np.float32(0.1), np.float32(0.7)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the program holds."""
+
+    weight: NDArray[np.int8]
+    bias: NDArray[np.int32]
+    multiplier: NDArray[np.float32]
+
+
+def constants(seed: int = 0) -> Constants:
+    """Return weights, and multipliers whose products have ties."""
+    random = np.random.default_rng(seed)
+    weight = random.integers(-127, 128, (3, 3, CHANNELS, FILTERS)).astype(np.int8)
+    bias = random.integers(-500, 500, FILTERS).astype(np.int32)
+    multiplier = np.array([0.5, 0.25, 0.0123, 0.125, 0.00371], np.float32) / np.float32(16)
+    return Constants(weight, bias, multiplier)
+
+
+def expected(held: Constants, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """Return the outputs and taps by numpy."""
+    padded = np.full((HEIGHT + 2, WIDTH + 2, CHANNELS), ZERO_X, np.int64)
+    padded[1:-1, 1:-1] = image[0].transpose(1, 2, 0)
+    acc = np.zeros((HEIGHT, WIDTH, FILTERS), np.int64) + held.bias
+    for i in range(3):
+        for j in range(3):
+            window = padded[i : i + HEIGHT, j : j + WIDTH] - ZERO_X
+            acc += window @ held.weight[i, j].astype(np.int64)
+    real = np.rint(acc.astype(np.float32) * held.multiplier)
+    codes = np.clip(real + ZERO_Y, 0, 255).astype(np.uint8).transpose(2, 0, 1)[None]
+    codes = np.ascontiguousarray(codes)
+    centred = codes.astype(np.float32) - np.float32(ZERO_Y)
+    acc = np.ascontiguousarray(acc.astype(np.int32).transpose(2, 0, 1)[None])
+    return {"codes": codes, "reals": centred * SCALE + OFFSET, "conv": codes, "acc": acc}
+
+
+def half_to_even(value: te.Tensor) -> te.Tensor:
+    """Round as the definition does."""
+    shifted = tirx.reinterpret("int32", value + tirx.const(float(MAGIC), "float32"))
+    return shifted - tirx.const(0x4B400000, "int32")
+
+
+def half_up(value: te.Tensor) -> te.Tensor:
+    """Round as it must not be done."""
+    return tirx.floor(value + tirx.const(0.5, "float32")).astype("int32")
+
+
+def program(held: Constants, rounded: Rounded = half_to_even) -> Program:
+    """Return the program; `rounded` is for planted faults."""
+    y_size = FILTERS * HEIGHT * WIDTH
+    image = Buffer("image", "uint8", CHANNELS * HEIGHT * WIDTH, "input")
+    lying = Buffer("lying", "uint8", image.elements, "workspace")
+    weight = Buffer("weight", "int8", held.weight.size, "constant")
+    bias = Buffer("bias", "int32", FILTERS, "constant")
+    multiplier = Buffer("multiplier", "float32", FILTERS, "constant")
+    acc = Buffer("acc", "int32", y_size, "workspace")
+    conv = Buffer("conv", "uint8", y_size, "workspace")
+    codes = Buffer("codes", "uint8", y_size, "output")
+    reals = Buffer("reals", "float32", y_size, "output")
+
+    x = te.placeholder(SHAPE_X, "uint8", "x")
+    x_lies = te.placeholder((1, HEIGHT, WIDTH, CHANNELS), "uint8", "x_lies")
+    w = te.placeholder(held.weight.shape, "int8", "w")
+    b = te.placeholder((FILTERS,), "int32", "b")
+    m = te.placeholder((FILTERS,), "float32", "m")
+    a = te.placeholder((1, HEIGHT, WIDTH, FILTERS), "int32", "a")
+    y = te.placeholder((1, HEIGHT, WIDTH, FILTERS), "uint8", "y")
+    to_nhwc = te.compute(x_lies.shape, lambda n, h, k, c: x[n, c, h, k], "to_nhwc")
+    inside = te.compute(
+        (1, HEIGHT + 2, WIDTH + 2, CHANNELS),
+        lambda n, h, k, c: tirx.if_then_else(
+            tirx.all(h >= 1, h <= HEIGHT, k >= 1, k <= WIDTH),
+            x_lies[n, h - 1, k - 1, c].astype("int32") - ZERO_X,
+            tirx.const(0, "int32"),
+        ),
+        "inside",
+    )
+    i, j, c = (te.reduce_axis((0, n), name) for n, name in ((3, "i"), (3, "j"), (CHANNELS, "c")))
+    product = te.compute(
+        a.shape,
+        lambda n, h, k, f: te.sum(
+            inside[n, h + i, k + j, c] * w[i, j, c, f].astype("int32"), axis=[i, j, c]
+        ),
+        "product",
+    )
+    total = te.compute(a.shape, lambda n, h, k, f: product[n, h, k, f] + b[f], "total")
+
+    def requantized(n, h, k, f):
+        low, high = tirx.const(0.0 - ZERO_Y, "float32"), tirx.const(255.0 - ZERO_Y, "float32")
+        value = a[n, h, k, f].astype("float32") * m[f]
+        return (rounded(te.max(te.min(value, high), low)) + ZERO_Y).astype("uint8")
+
+    narrow = te.compute(a.shape, requantized, "narrow")
+    to_nchw = te.compute(SHAPE_Y, lambda n, f, h, k: y[n, h, k, f], "to_nchw")
+    y_plain = te.placeholder(SHAPE_Y, "uint8", "y_plain")
+    real = te.compute(
+        SHAPE_Y,
+        lambda n, f, h, k: (
+            (y_plain[n, f, h, k].astype("float32") - float(ZERO_Y))
+            * tirx.const(float(SCALE), "float32")
+            + tirx.const(float(OFFSET), "float32")
+        ),
+        "real",
+    )
+
+    def kernel(symbol, tensors, arguments, does):
+        function = te.create_prim_func(tensors)
+        return Kernel(symbol, function, arguments, arguments[-1], does)
+
+    layout = Layout(SHAPE_Y, NHWC)
+    return Program(
+        kernels=(
+            kernel("lay", [x, to_nhwc], (image, lying), "to NHWC"),
+            kernel("conv", [x_lies, w, b, total], (lying, weight, bias, acc), "Conv 'conv'"),
+            kernel("narrow", [a, m, narrow], (acc, multiplier, conv), "QuantizeLinear"),
+            kernel("back", [y, to_nchw], (conv, codes), "to NCHW"),
+            kernel("reals", [y_plain, real], (codes, reals), "DequantizeLinear, Add"),
+        ),
+        constants={
+            "weight": held.weight.reshape(-1),
+            "bias": held.bias,
+            "multiplier": held.multiplier,
+        },
+        inputs=(Tensor("image", image, Layout.plain(SHAPE_X)),),
+        outputs=(
+            Tensor("codes", codes, Layout.plain(SHAPE_Y)),
+            Tensor("reals", reals, Layout.plain(SHAPE_Y)),
+        ),
+        taps=(Tensor("acc", acc, layout), Tensor("conv", conv, layout)),
+    )
+
+
+def golden(held: Constants, made: Program, runs: int = 4) -> list[GoldenRun]:
+    """Return runs on random images by numpy."""
+    random = np.random.default_rng(1)
+    found = []
+    for _ in range(runs):
+        image = random.integers(0, 256, SHAPE_X).astype(np.uint8)
+        values = expected(held, image)
+        outputs = tuple(values[t.name] for t in made.outputs)
+        found.append(GoldenRun((image,), outputs, tuple(digest(values[t.name]) for t in made.taps)))
+    return found
+
+
+def sources(device: Device, *, rounded: Rounded = half_to_even, runs: int = 4) -> Sources:
+    """Return a bundle's files for `device`."""
+    held = constants()
+    made = program(held, rounded)
+    kernels = compile_kernels(made.kernels, tvm.target.Target(dict(device.target)))
+    return make_sources(made, device, kernels, golden(held, made, runs), CODES, model="tiny")
