@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from edgeq.tvm.toolchain import CheckResult, missing_tools, read_result, run_che
 pytest.importorskip("tvm", reason="needs TVM: pip install edgeq[tvm]")
 
 from edgeq.tvm.native_runner import NativeRunner
-from edgeq.tvm.sources import Sources
 from tests import tvm_programs
 
 pytestmark = pytest.mark.tvm
@@ -26,21 +26,20 @@ PORTABLE = DEVICES["tvm-c"]
 ELEMENTS = 4 * 2 * 5 * 6 * 7  # runs, outputs (or taps), and the shape of one
 
 
-def write(sources: Sources, folder: Path, **changed: bytes) -> Path:
-    """Write the files, those in `changed` (by their stem) replaced."""
-    folder.mkdir(exist_ok=True)
-    for name, data in sources.files.items():
-        (folder / name).write_bytes(changed.get(Path(name).stem, data))
+def write(files: Mapping[str, bytes], folder: Path) -> Path:
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
     return folder
 
 
-def checked(sources: Sources, device: Device, folder: Path, **options) -> CheckResult:
+def checked(files: Mapping[str, bytes], device: Device, folder: Path, **options) -> CheckResult:
     missing = missing_tools(device)
     if missing:
         pytest.skip(f"needs {'; '.join(missing)}")
     into = folder / "build"
     into.mkdir()
-    return run_check(write(sources, folder / "bundle"), device, into, **options)
+    return run_check(write(files, folder / "bundle"), device, into, **options)
 
 
 def names(device: Device) -> str:
@@ -49,7 +48,7 @@ def names(device: Device) -> str:
 
 @pytest.mark.parametrize("device", NATIVE, ids=names)
 def test_all_bits_are_equal_on_this_machine(device, tmp_path):
-    result = checked(tvm_programs.sources(device), device, tmp_path, taps=True)
+    result = checked(tvm_programs.sources(device).files, device, tmp_path, taps=True)
     assert result.passed and result.first == "", result.output
     assert (result.runs, result.compared) == (4, 2 * ELEMENTS)
 
@@ -57,36 +56,26 @@ def test_all_bits_are_equal_on_this_machine(device, tmp_path):
 @pytest.mark.emulated
 @pytest.mark.parametrize("device", EMULATED, ids=names)
 def test_all_bits_are_equal_on_the_emulated_device(device, tmp_path):
-    result = checked(tvm_programs.sources(device), device, tmp_path, taps=True)
+    result = checked(tvm_programs.sources(device).files, device, tmp_path, taps=True)
     assert result.passed and result.first == "", result.output
     assert (result.runs, result.compared) == (4, 2 * ELEMENTS)
 
 
 def test_without_taps_only_outputs_are_compared(tmp_path):
-    result = checked(tvm_programs.sources(PORTABLE), PORTABLE, tmp_path)
+    result = checked(tvm_programs.sources(PORTABLE).files, PORTABLE, tmp_path)
     assert result.passed and result.compared == ELEMENTS
     assert result.microseconds is None or result.microseconds > 0
 
 
-def altered_weight(sources: Sources) -> Sources:
-    """Change one byte of the weights."""
-    text = sources.files["edgeq_weights.c"].decode()
-    start = text.index('=\n"') + 3
-    changed = text[:start] + ("!" if text[start] != "!" else "#") + text[start + 1 :]
-    assert text[start] != "\\"
-    files = dict(sources.files) | {"edgeq_weights.c": changed.encode()}
-    return Sources(files, sources.memory, sources.weights, sources.runs)
-
-
 def test_a_changed_weight_is_found_and_its_kernel_named(tmp_path):
-    faulty = altered_weight(tvm_programs.sources(PORTABLE))
+    faulty = tvm_programs.altered_weight(tvm_programs.sources(PORTABLE).files)
     result = checked(faulty, PORTABLE, tmp_path, taps=True)
     assert not result.passed
     assert result.first == "tap 'acc' int32[1, 5, 6, 7], feed 0, written by conv (Conv 'conv')"
 
 
 def test_a_difference_names_the_tensor_the_index_and_both_values(tmp_path):
-    faulty = altered_weight(tvm_programs.sources(PORTABLE))
+    faulty = tvm_programs.altered_weight(tvm_programs.sources(PORTABLE).files)
     result = checked(faulty, PORTABLE, tmp_path)
     place = r"output 'codes' uint8\[1, 5, 6, 7\], feed 0, index \[0, \d, \d, \d\]"
     found = re.fullmatch(place + r": expected (\d+), found (\d+)", result.first)
@@ -94,7 +83,7 @@ def test_a_difference_names_the_tensor_the_index_and_both_values(tmp_path):
 
 
 def test_rounding_half_up_is_found(tmp_path):
-    faulty = tvm_programs.sources(PORTABLE, rounded=tvm_programs.half_up)
+    faulty = tvm_programs.sources(PORTABLE, rounded=tvm_programs.half_up).files
     result = checked(faulty, PORTABLE, tmp_path, taps=True)
     assert not result.passed
     assert result.first.startswith("tap 'conv'")
@@ -104,17 +93,16 @@ def test_contracted_multiply_add_is_found(tmp_path):
     device = DEVICES["tvm-x86-64"]
     if missing_tools(device):
         pytest.skip("needs an x86-64 CPU with fused multiply-add")
-    sources, fused = tvm_programs.sources(PORTABLE), ("-ffp-contract=fast", "-mfma")
-    result = checked(sources, PORTABLE, tmp_path, cflags=fused)
+    fused = ("-ffp-contract=fast", "-mfma")
+    result = checked(tvm_programs.sources(PORTABLE).files, PORTABLE, tmp_path, cflags=fused)
     assert not result.passed
     assert result.first.startswith("output 'reals' float32[1, 5, 6, 7]")
 
 
 def test_nothing_compared_is_no_success(tmp_path):
-    sources = tvm_programs.sources(PORTABLE)
-    golden = sources.files["golden.c"].replace(b"golden_runs = 4", b"golden_runs = 0")
-    folder = write(sources, tmp_path / "bundle", golden=golden)
-    result = run_check(folder, PORTABLE, tmp_path)
+    files = dict(tvm_programs.sources(PORTABLE).files)
+    files["golden.c"] = files["golden.c"].replace(b"golden_runs = 4", b"golden_runs = 0")
+    result = checked(files, PORTABLE, tmp_path)
     assert "Nothing was compared" in result.output
     assert result.errors == 0 and not result.passed
 
@@ -123,7 +111,7 @@ SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 def test_sanitizers_find_nothing(tmp_path):
-    result = checked(tvm_programs.sources(PORTABLE), PORTABLE, tmp_path, cflags=SANITIZERS)
+    result = checked(tvm_programs.sources(PORTABLE).files, PORTABLE, tmp_path, cflags=SANITIZERS)
     assert result.passed and result.compared == ELEMENTS
 
 
@@ -141,12 +129,10 @@ def test_a_workspace_that_is_too_small_is_found(device, cflags, complaint, tmp_p
     sources = tvm_programs.sources(device)
     size = sources.memory.size
     old, new = (f"WORKSPACE_SIZE {n}".encode() for n in (size, size - 4 * 64))
-    header = sources.files["edgeq_model.h"].replace(old, new)
-    source = sources.files["edgeq_model.c"]
-    write(sources, tmp_path / "bundle", edgeq_model=source)
-    (tmp_path / "bundle" / "edgeq_model.h").write_bytes(header)
+    files = dict(sources.files)
+    files["edgeq_model.h"] = files["edgeq_model.h"].replace(old, new)
     with pytest.raises(BundleError, match=complaint):
-        run_check(tmp_path / "bundle", device, tmp_path, cflags=cflags)
+        checked(files, device, tmp_path, cflags=cflags)
 
 
 def test_the_library_gives_outputs_and_taps(tmp_path):
@@ -155,7 +141,7 @@ def test_the_library_gives_outputs_and_taps(tmp_path):
         device = PORTABLE
     held = tvm_programs.constants()
     program = tvm_programs.program(held)
-    folder = write(tvm_programs.sources(device), tmp_path / "bundle")
+    folder = write(tvm_programs.sources(device).files, tmp_path / "bundle")
     runner = NativeRunner(folder, device, program, tmp_path)
     random = np.random.default_rng(5)
     for _ in range(20):
@@ -199,7 +185,7 @@ def test_float_literals_read_back():
 def test_the_header_is_cpp_too(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("needs g++ (Debian: apt-get install g++)")
-    folder = write(tvm_programs.sources(PORTABLE), tmp_path / "bundle")
+    folder = write(tvm_programs.sources(PORTABLE).files, tmp_path / "bundle")
     (folder / "use.cpp").write_text(
         '#include "edgeq_model.h"\n'
         "static int shape[EDGEQ_MODEL_INPUT_0_RANK] = EDGEQ_MODEL_INPUT_0_SHAPE;\n"
@@ -222,9 +208,9 @@ def test_a_missing_device_is_named():
 
 
 def test_a_runner_without_a_place_for_the_program_is_refused(tmp_path):
-    sources = tvm_programs.sources(PORTABLE)
+    files = tvm_programs.sources(PORTABLE).files
     with pytest.raises(EdgeqError, match="has no"):
-        checked(sources, PORTABLE, tmp_path, runner="ssh board")
+        checked(files, PORTABLE, tmp_path, runner="ssh board")
 
 
 def test_a_program_that_contradicts_itself_is_refused():

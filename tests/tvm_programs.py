@@ -1,7 +1,7 @@
 """A small program for TVM's devices, made by hand, and the same in numpy: a convolution, its
 requantize, a change of layout and a float tail; uint8, int8, int32 and float32 buffers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from edgeq.tvm.sources import Codes, GoldenRun, Sources, make_sources
 CHANNELS, HEIGHT, WIDTH, FILTERS = 3, 6, 7, 5
 ZERO_X, ZERO_Y = 117, 9
 NHWC = (0, 2, 3, 1)
+IMAGE_ELEMENTS = CHANNELS * HEIGHT * WIDTH
 SHAPE_X, SHAPE_Y = (1, CHANNELS, HEIGHT, WIDTH), (1, FILTERS, HEIGHT, WIDTH)
 MAGIC = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds to an integer, half to even
 CODES = {"image": Codes(0.0078125, ZERO_X), "codes": Codes(0.1, ZERO_Y)}
@@ -61,6 +62,11 @@ def expected(held: Constants, image: NDArray[np.uint8]) -> dict[str, NDArray[Any
     return {"codes": codes, "reals": centred * SCALE + OFFSET, "conv": codes, "acc": acc}
 
 
+def expected_of_zero() -> dict[str, NDArray[Any]]:
+    """Return what an image of zeros gives."""
+    return expected(constants(), np.full(SHAPE_X, ZERO_X, np.uint8))
+
+
 def half_to_even(value: te.Tensor) -> te.Tensor:
     """Round as the definition does."""
     shifted = tirx.reinterpret("int32", value + tirx.const(float(MAGIC), "float32"))
@@ -75,7 +81,7 @@ def half_up(value: te.Tensor) -> te.Tensor:
 def program(held: Constants, rounded: Rounded = half_to_even) -> Program:
     """Return the program; `rounded` is for planted faults."""
     y_size = FILTERS * HEIGHT * WIDTH
-    image = Buffer("image", "uint8", CHANNELS * HEIGHT * WIDTH, "input")
+    image = Buffer("image", "uint8", IMAGE_ELEMENTS, "input")
     lying = Buffer("lying", "uint8", image.elements, "workspace")
     weight = Buffer("weight", "int8", held.weight.size, "constant")
     bias = Buffer("bias", "int32", FILTERS, "constant")
@@ -175,3 +181,12 @@ def sources(device: Device, *, rounded: Rounded = half_to_even, runs: int = 4) -
     made = program(held, rounded)
     kernels = compile_kernels(made.kernels, tvm.target.Target(dict(device.target)))
     return make_sources(made, device, kernels, golden(held, made, runs), CODES, model="tiny")
+
+
+def altered_weight(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files with one byte of the weights changed."""
+    text = files["edgeq_weights.c"].decode()
+    start = text.index('=\n"') + 3
+    assert text[start] != "\\"
+    changed = text[:start] + ("!" if text[start] != "!" else "#") + text[start + 1 :]
+    return {**files, "edgeq_weights.c": changed.encode()}

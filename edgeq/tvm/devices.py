@@ -99,11 +99,16 @@ class Device:
         return (*_EXACT, *self.flags)
 
     @property
+    def build_tools(self) -> tuple[str, ...]:
+        """Commands that building needs."""
+        linker = ("wasm-ld",) if self.platform == "wasm" else ()
+        return ("make", self.compiler, *linker)
+
+    @property
     def tools(self) -> tuple[str, ...]:
         """Commands that building and running need."""
         runner = self.runner.split()[0]
-        linker = ("wasm-ld",) if self.platform == "wasm" else ()
-        return ("make", self.compiler, *linker, *((runner,) if runner in DEBIAN else ()))
+        return (*self.build_tools, *((runner,) if runner in DEBIAN else ()))
 
     @property
     def packages(self) -> tuple[str, ...]:

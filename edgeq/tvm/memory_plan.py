@@ -80,7 +80,7 @@ def _lives(program: Program) -> dict[str, Life]:
             if buffer.kind != "workspace":
                 continue
             if buffer.name not in lives:
-                assert buffer == kernel.writes, (
+                assert buffer == kernel.writes or buffer in kernel.scratch, (
                     f"{kernel.symbol} reads {buffer.name}, never written"
                 )
             first = lives.get(buffer.name, Life(step, step)).first

@@ -44,7 +44,8 @@ C_TYPES = MappingProxyType(
     }
 )
 _COPIED = ("check.c", "check.h", "sha256.c")
-_COPIED_FOR_WASM = ("libc_wasm.c", "wasm_api.c", "index.html")
+_COPIED_FOR_WASM = ("libc_wasm.c", "wasm_api.c")
+_RENDERED_FOR_WASM = ("edgeq_model.js", "index.html", "run_wasm.py")
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def make_sources(
         files["cortex_m.ld"] = render("cortex_m.ld")
     if device.platform == "wasm":
         files |= {name: _template(name) for name in _COPIED_FOR_WASM}
-        files |= {name: render(name) for name in ("edgeq_model.mjs", "run_wasm.py")}
+        files |= {name: render(name) for name in _RENDERED_FOR_WASM}
     return Sources(MappingProxyType(files), memory, len(weights.data), len(runs))
 
 

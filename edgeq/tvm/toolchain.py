@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class CheckResult:
 
 def missing_tools(device: Device, *, run: bool = True) -> tuple[str, ...]:
     """Return, in words, what building (and running) for `device` lacks on this machine."""
-    tools = device.tools if run else device.tools[:2]
+    tools = device.tools if run else device.build_tools
     found = [
         f"{tool} (Debian: apt-get install {DEBIAN[tool]})"
         for tool in tools
@@ -85,7 +86,7 @@ def build(
         folder: The bundle; nothing is written there.
         device: What it was compiled for.
         into: A folder for what is built.
-        goal: `check` or `taps`.
+        goal: `check` or `taps`; for WebAssembly also `edgeq_model`.
         cflags: Further options of the C compiler.
 
     Returns:
@@ -109,6 +110,24 @@ def build(
     if made.returncode != 0:
         raise BundleError(f"{folder}: cannot build for {device.name}:\n{_ends(made.stderr)}")
     return program
+
+
+def modules(files: Mapping[str, bytes], device: Device) -> dict[str, bytes]:
+    """Return what a browser loads, built from a bundle's files: `edgeq_model.wasm`, `check.wasm`.
+
+    Raises:
+        EdgeqError: A tool is missing; the message names its package.
+        BundleError: The compiler refuses the sources.
+    """
+    assert device.platform == "wasm", device.name
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path, data in files.items():
+            (folder / path).write_bytes(data)
+        into = folder / "build"
+        into.mkdir()
+        built = [build(folder, device, into, goal=goal) for goal in ("edgeq_model", "check")]
+        return {path.name: path.read_bytes() for path in built}
 
 
 def run_check(

@@ -2,6 +2,8 @@
 
 #include "check.h"
 
+#define EXPORT(name) __attribute__((export_name(#name)))
+
 static char text[16384];
 static uint32_t length;
 
@@ -17,13 +19,21 @@ void *edgeq_allocate(size_t size, size_t alignment) {
 
 uint64_t edgeq_microseconds(void) { return 0; }
 
-__attribute__((export_name("edgeq_check_all"))) int edgeq_check_all(void) {
+EXPORT(edgeq_check_all) int edgeq_check_all(void) {
   length = 0;
   return edgeq_check();
 }
 
-__attribute__((export_name("edgeq_text"))) const char *edgeq_text(void) { return text; }
+EXPORT(edgeq_text) const char *edgeq_text(void) { return text; }
+EXPORT(edgeq_text_length) uint32_t edgeq_text_length(void) { return length; }
 
-__attribute__((export_name("edgeq_text_length"))) uint32_t edgeq_text_length(void) {
-  return length;
+/* The golden vectors, for the page: runs lie one after another. */
+EXPORT(edgeq_runs) uint32_t edgeq_runs(void) { return edgeq_golden_runs; }
+
+EXPORT(edgeq_input) const unsigned char *edgeq_input(uint32_t index) {
+  return edgeq_golden_input_bytes[index];
+}
+
+EXPORT(edgeq_output) const unsigned char *edgeq_output(uint32_t index) {
+  return edgeq_golden_output_bytes[index];
 }

@@ -1,4 +1,4 @@
-/* The model as a module without imports: memory for its inputs, outputs and workspace. */
+/* The model as a WebAssembly module without imports: edgeq_model.js calls it. */
 
 #include "edgeq_model.h"
 
@@ -6,16 +6,16 @@
 
 extern unsigned char __heap_base[];
 
-static uint32_t next;
-
-EXPORT(edgeq_allocate) uint32_t edgeq_allocate(uint32_t size) {
-  if (next == 0) next = (uint32_t)__heap_base;
-  uint32_t start = (next + 63) / 64 * 64, have = (uint32_t)__builtin_wasm_memory_size(0) * 65536;
-  next = start + size;
-  if (next > have) {
-    uint32_t pages = (next - have + 65535) / 65536;
-    if (__builtin_wasm_memory_grow(0, pages) == UINT32_MAX) return 0;
+/* Returns memory that is never given back, or 0. */
+EXPORT(edgeq_memory) uint32_t edgeq_memory(uint32_t size) {
+  static uint32_t next;
+  uint32_t have = (uint32_t)__builtin_wasm_memory_size(0) * 65536;
+  uint32_t start = ((next == 0 ? (uint32_t)__heap_base : next) + 63) / 64 * 64;
+  if (start + size > have &&
+      __builtin_wasm_memory_grow(0, (start + size - have + 65535) / 65536) == UINT32_MAX) {
+    return 0;
   }
+  next = start + size;
   return start;
 }
 
