@@ -195,7 +195,7 @@ def write_bundle(
     contents = {
         **artifact.files,
         **golden.files(),
-        "check.py": standalone_check(),
+        **({} if "check.c" in artifact.files else {"check.py": standalone_check()}),
         **_report_files(report),
     }
     manifest = dataclasses.replace(

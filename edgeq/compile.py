@@ -25,7 +25,6 @@ from edgeq.float_islands import float_islands
 from edgeq.graph import OPSET, clone, release_mapped
 from edgeq.measure import Device, Sweep
 from edgeq.passing import Context, PassRecord, make_pass, node_names, parse_steps, run_pipeline
-from edgeq.qdq import quantized_tensors
 from edgeq.recipe import Recipe, Rule, load_recipe
 from edgeq.request import CompileOutcome, CompileRequest, Progress, silent
 from edgeq.roles import is_activation
@@ -37,6 +36,8 @@ from edgeq.targeting import Artifact, Target, find_target
 from edgeq.tolerance import tolerances
 from edgeq.verify import Verdict
 from edgeq.versions import versions
+
+FLOAT = "ort-cpu"  # what runs the float model, whatever the target
 
 
 @dataclass
@@ -204,6 +205,7 @@ def _quantize(
     with stages("quantize"):
         records += run_pipeline(context.recipe.quantize, model, context, stages.progress)
         model.opset_imports.setdefault("", OPSET)
+        model = target.specialize(model, next(iter(context.samples)))
     release_mapped(reference)
     with stages("certify"):
         certificate = certify(model, target.capabilities, context.max_dim)
@@ -217,10 +219,11 @@ def _quantize(
     for proof in certificate.unproven:
         text = f"{proof.op_type} {proof.node}: allowed without a proof ({proof.detail})"
         context.notes.append(("certify", f"{text}; what depends on it is compared by a tolerance"))
-    device = Device(target, model, quantized_tensors(model))
-    sweep = Sweep(model, device, context.qparams, tolerated)
+    taps = target.taps(model)
+    device = Device(target, model, taps)
+    sweep = Sweep(model, device, context.qparams, tolerated, taps)
     with stages("verify"):
-        checks = _verify(request, target, context, sweep, artifact, stages)
+        checks = _verify(request, context, model, sweep, artifact, stages)
     release_mapped(reference)
     with stages("evaluate"):
         metrics = score(request, source, context, sweep, stages.progress)
@@ -288,15 +291,15 @@ def _fail(
 
 def _verify(
     request: CompileRequest,
-    target: Target,
     context: Context,
+    model: ir.Model,
     sweep: Sweep,
     artifact: Artifact,
     stages: Stages,
 ) -> tuple[Checked, ...]:
     assert context.reference is not None
     real_names = list(dict.fromkeys(sweep.real_names.values()))
-    float_runner = target.load(context.reference, threads=2, taps=real_names)
+    float_runner = find_target(FLOAT).load(context.reference, threads=2, taps=real_names)
     samples = context.samples
     checks = []
     verdict, count = sweep.verify(
@@ -310,9 +313,11 @@ def _verify(
         feeds, None, stages.progress, "verify on tie-hunting inputs", len(feeds)
     )
     checks.append(Checked("tie-hunting inputs", count, verdict))
-    float_runner = target.load(context.reference, threads=2)
-    others = list(feeds_of_other_sizes(inputs, context, float_runner))
-    del float_runner
+    others = []
+    if any(not isinstance(d, int) for v in model.graph.inputs for d in v.shape or ("any",)):
+        float_runner = find_target(FLOAT).load(context.reference, threads=2)
+        others = list(feeds_of_other_sizes(inputs, context, float_runner))
+        del float_runner
     if others:
         feeds = [feed for _, found in others for feed in found]
         verdict, count = sweep.verify(
@@ -348,7 +353,9 @@ def _write(
         manifest = build_manifest(compiled, target)
         bundle = write_bundle(
             request.output,
-            artifact=compiled.artifact,
+            artifact=target.complete(
+                compiled.model, compiled.artifact, compiled.sweep.golden.runs()
+            ),
             manifest=manifest,
             golden=compiled.sweep.golden,
             report=report,
@@ -366,7 +373,7 @@ def _write(
         islands=len(manifest.certificate.islands),
         metrics=compiled.metrics,
         bytes_float=compiled.source.size,
-        bytes_deployed=sum(len(data) for data in compiled.artifact.files.values()),
+        bytes_deployed=compiled.artifact.size,
         seconds=dict(stages.seconds),
         versions=versions(),
     )

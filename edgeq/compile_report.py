@@ -48,7 +48,7 @@ def build_report(compiled: Compiled, target: Target) -> Report:
             for check in compiled.checks
         ),
         bytes_float=source.size,
-        bytes_deployed=sum(len(data) for data in compiled.artifact.files.values()),
+        bytes_deployed=compiled.artifact.size,
         weights_float=weight_bytes(context.reference),
         weights_deployed=weight_bytes(compiled.model),
         metrics=_metric_rows(compiled.metrics),

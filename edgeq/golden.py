@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgeq.check_bits import digest
 from edgeq.errors import BundleError
 from edgeq.manifest import TapInfo
+from edgeq.targeting import GoldenRun
 
 Arrays = Mapping[str, NDArray[Any]]
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
@@ -74,6 +75,14 @@ class GoldenVectors:
         self._dtypes = {name: taps[name].dtype.name for name in self._taps}
         self._size += size
         return True
+
+    def runs(self) -> list[GoldenRun]:
+        """Return every run kept."""
+        kept = zip(self._inputs, self._outputs, self._digests, strict=True)
+        return [
+            GoldenRun(inputs, outputs, dict(zip(self._taps, digests, strict=True)))
+            for inputs, outputs, digests in kept
+        ]
 
     def files(self) -> dict[str, bytes]:
         """Return the files of the bundle's `golden/`, by path.

@@ -77,6 +77,7 @@ class Sweep:
         device: Device,
         qparams: Mapping[str, QParams],
         tolerances: Mapping[str, float] | None = None,
+        taps: Iterable[str] | None = None,
     ) -> None:
         """Prepare.
 
@@ -85,10 +86,11 @@ class Sweep:
             device: It, lowered and loaded.
             qparams: The parameters of the float model's values that became codes.
             tolerances: Of values that need not be the same bit for bit.
+            taps: The quantized tensors to compare; all by default.
         """
         self.simulator = Simulator(model)
         self.device = device
-        self.taps = tuple(quantized_tensors(model))
+        self.taps = tuple(quantized_tensors(model) if taps is None else taps)
         self.outputs = tuple(str(v.name) for v in model.graph.outputs)
         self.tolerances = tolerances or {}
         self.golden = GoldenVectors([name for name in self.taps if name not in self.tolerances])

@@ -10,6 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq import by_name
+from edgeq.errors import UnknownNameError, suggest
+from edgeq.qdq import quantized_tensors
 
 PACKAGE = "edgeq.targets"
 Feeds = Mapping[str, NDArray[Any]]
@@ -39,14 +41,40 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What is deployed: files by name, the first of them the entry point."""
+    """What is deployed: files by name, the first of them the entry point.
+
+    Attributes:
+        files: By path in the bundle.
+        deployed: Bytes that reach the device; None: those of all files.
+    """
 
     files: Mapping[str, bytes]
+    deployed: int | None = None
 
     @property
     def entry(self) -> str:
         """Name of the file that a runtime opens."""
         return next(iter(self.files))
+
+    @property
+    def size(self) -> int:
+        """Bytes that reach the device."""
+        return sum(map(len, self.files.values())) if self.deployed is None else self.deployed
+
+
+@dataclass(frozen=True)
+class GoldenRun:
+    """One run of a quantized model on the host.
+
+    Attributes:
+        inputs: By name.
+        outputs: The simulator's, by name.
+        taps: `edgeq.check_bits.digest` of each quantized tensor, by name.
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
+    outputs: Mapping[str, NDArray[Any]]
+    taps: Mapping[str, bytes]
 
 
 class Runner(ABC):
@@ -64,13 +92,31 @@ class Target(ABC):
     summary: ClassVar[str]
 
     @classmethod
-    def name(cls) -> str:
-        """The file's name: `targets/ort_cpu.py` is `ort-cpu`."""
-        return by_name.own_name(cls)
+    def variants(cls) -> Mapping[str, "Target"]:
+        """Return the targets that the file defines: `targets/ort_cpu.py` is `ort-cpu`."""
+        return {by_name.own_name(cls): cls()}
+
+    def name(self) -> str:
+        """Return what users call it."""
+        return by_name.own_name(type(self))
+
+    def specialize(self, model: ir.Model, sample: Feeds) -> ir.Model:
+        """Return the quantized model as the device runs it; sizes may be those of a sample."""
+        del sample
+        return model
+
+    def taps(self, model: ir.Model) -> list[str]:
+        """Return the names of the quantized tensors that the device can show."""
+        return quantized_tensors(model)
 
     @abstractmethod
     def lower(self, model: ir.Model) -> Artifact:
         """Turn the quantized model into what is deployed."""
+
+    def complete(self, model: ir.Model, artifact: Artifact, golden: Sequence[GoldenRun]) -> Artifact:
+        """Return the artifact with what checks it, where that is not `check.py`."""
+        del model, golden
+        return artifact
 
     @abstractmethod
     def load(
@@ -101,7 +147,7 @@ class Target(ABC):
 
 def target_names() -> list[str]:
     """Return the names of all targets."""
-    return by_name.names(PACKAGE)
+    return [name for file in by_name.names(PACKAGE) for name in _variants(file)]
 
 
 def find_target(name: str) -> Target:
@@ -110,5 +156,17 @@ def find_target(name: str) -> Target:
     Raises:
         UnknownNameError: There is no such target.
     """
-    found: type[Target] = by_name.find(PACKAGE, name, Target, "target")
-    return found()
+    for file in by_name.names(PACKAGE):
+        if name == file or name.startswith(f"{file}-"):
+            found = _variants(file)
+            if name in found:
+                return found[name]
+    known = target_names()
+    raise UnknownNameError(
+        f"no target {name!r}{suggest(name, known)}; known: {', '.join(known)}"
+    )
+
+
+def _variants(file: str) -> Mapping[str, Target]:
+    found: type[Target] = by_name.find(PACKAGE, file, Target, "target")
+    return found.variants()

@@ -57,10 +57,12 @@ class Builder:
         writes: Buffer,
         does: str,
         symbol: str | None = None,
+        scratch: Sequence[Buffer] = (),
     ) -> None:
         """Add a kernel."""
         symbol = symbol or self.symbol(does)
-        self.kernels.append(Kernel(symbol, function, tuple(arguments), writes, does))
+        kernel = Kernel(symbol, function, tuple(arguments), writes, does, tuple(scratch))
+        self.kernels.append(kernel)
 
     def symbol(self, does: str) -> str:
         """Return the name in C of the next kernel."""

@@ -130,18 +130,17 @@ def _emit(
     places |= {role: to.builder.constant(array) for role, array in made.constants.items()}
     for role, (dtype, elements) in made.scratch.items():
         places[role] = to.builder.buffer(dtype, elements)
-    for number, step in enumerate(made.steps):
-        arguments = [places[role] for role in step.roles]
-        last = number == len(made.steps) - 1
-        writes = y.buffer if last else _scratch(arguments, made.scratch, places)
+    for step in made.steps:
+        scratch = [places[role] for role in step.roles if role in made.scratch]
+        writes = y.buffer if "y" in step.roles else scratch[-1]
         to.builder.add(
-            step.function, arguments, writes, f"{group.node.op_type} {group.output.name}",
+            step.function,
+            [places[role] for role in step.roles],
+            writes,
+            f"{group.node.op_type} {group.output.name}",
             step.symbol,
-        )  # fmt: skip
-
-
-def _scratch(arguments: list[Any], scratch: Any, places: Any) -> Any:
-    return next((places[role] for role in scratch if places[role] in arguments), arguments[-1])
+            scratch,
+        )
 
 
 def _finish(group: LinearGroup) -> Any:

@@ -114,6 +114,7 @@ class Kernel:
         arguments: What is passed, as pointers.
         writes: The argument that it writes.
         does: For people: the nodes that it computes.
+        scratch: Those of its arguments that it fills for itself, and a later kernel may read.
     """
 
     symbol: str
@@ -121,6 +122,7 @@ class Kernel:
     arguments: tuple[Buffer, ...]
     writes: Buffer
     does: str
+    scratch: tuple[Buffer, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

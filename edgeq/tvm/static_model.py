@@ -55,8 +55,8 @@ def fix_sizes(model: ir.Model, feeds: Mapping[str, Array]) -> StaticModel:
     return StaticModel(fixed, shapes, dtypes)
 
 
-def feeds_of_ones(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, Array]:
-    """Return feeds of zeros; an open size is that in `sizes`, by its symbol, or 1.
+def feeds_of_zeros(model: ir.Model) -> dict[str, Array]:
+    """Return feeds of zeros; an open size is 1.
 
     Raises:
         ModelError: The rank of an input is not known.
@@ -67,7 +67,7 @@ def feeds_of_ones(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, Array]
             continue
         if value.shape is None or value.dtype is None:
             raise ModelError(f"input {value.name!r} has no shape")
-        shape = [d if isinstance(d, int) else sizes.get(str(d.value), BATCH) for d in value.shape]
+        shape = [size if isinstance(size, int) else BATCH for size in value.shape]
         feeds[str(value.name)] = np.zeros(shape, value.dtype.numpy())
     return feeds
 
