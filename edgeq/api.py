@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.bundle import Bundle, open_bundle
 from edgeq.check import CheckResult
-from edgeq.check import check as check_folder
-from edgeq.check_folder import CheckError
+from edgeq.checking import check_bundle
 from edgeq.errors import BundleError
 from edgeq.longest import MAX_DIM
 from edgeq.recipe import Recipe
@@ -98,26 +97,27 @@ def check(
     threads: int = 1,
     repeat: int | None = None,
     any_version: bool = False,
+    runner: str | None = None,
+    ssh: str | None = None,
 ) -> CheckResult:
     """Verify a bundle on this machine; `result.raise_for_mismatch()` raises unless it holds.
 
-    Arguments are those of `edgeq.check.check`.
+    Arguments are those of `edgeq.checking.check_bundle`.
 
     Raises:
         BundleError: The folder is no bundle, a version was not tested, or data do not fit.
     """
-    try:
-        return check_folder(
-            bundle.path if isinstance(bundle, Bundle) else bundle,
-            taps=taps,
-            evaluation=evaluation,
-            metric=metric,
-            threads=threads,
-            repeat=repeat,
-            any_version=any_version,
-        )
-    except CheckError as error:
-        raise BundleError(str(error)) from error
+    return check_bundle(
+        bundle.path if isinstance(bundle, Bundle) else bundle,
+        taps=taps,
+        evaluation=evaluation,
+        metric=metric,
+        threads=threads,
+        repeat=repeat,
+        any_version=any_version,
+        runner=runner,
+        ssh=ssh,
+    )
 
 
 def simulate(

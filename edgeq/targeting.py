@@ -89,7 +89,11 @@ class Target(ABC):
     """A device or runtime that a quantized model is lowered to."""
 
     capabilities: ClassVar[Capabilities]
-    summary: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """What it is, in a line."""
 
     @classmethod
     def variants(cls) -> Mapping[str, "Target"]:
@@ -113,7 +117,9 @@ class Target(ABC):
     def lower(self, model: ir.Model) -> Artifact:
         """Turn the quantized model into what is deployed."""
 
-    def complete(self, model: ir.Model, artifact: Artifact, golden: Sequence[GoldenRun]) -> Artifact:
+    def complete(
+        self, model: ir.Model, artifact: Artifact, golden: Sequence[GoldenRun]
+    ) -> Artifact:
         """Return the artifact with what checks it, where that is not `check.py`."""
         del model, golden
         return artifact
@@ -162,9 +168,7 @@ def find_target(name: str) -> Target:
             if name in found:
                 return found[name]
     known = target_names()
-    raise UnknownNameError(
-        f"no target {name!r}{suggest(name, known)}; known: {', '.join(known)}"
-    )
+    raise UnknownNameError(f"no target {name!r}{suggest(name, known)}; known: {', '.join(known)}")
 
 
 def _variants(file: str) -> Mapping[str, Target]:

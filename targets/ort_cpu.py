@@ -50,7 +50,6 @@ class OrtRunner(Runner):
 class OrtCpu(Target):
     """Stock ONNX Runtime with its CPU provider."""
 
-    summary = "ONNX Runtime 1.31 on x86-64 and Arm CPUs"
     capabilities: ClassVar[Capabilities] = Capabilities(
         activation_qtype="uint8",
         weight_min=-127,
@@ -61,6 +60,11 @@ class OrtCpu(Target):
         channel_multiple=4,
         session_options=SESSION_OPTIONS,
     )
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        return "ONNX Runtime 1.31 on x86-64 and Arm CPUs"
 
     def lower(self, model: ir.Model) -> Artifact:
         """Return the QDQ model itself, serialized."""

@@ -61,12 +61,10 @@ class _Lowered:
 class Tvm(Target):
     """One device of `edgeq.tvm.devices`."""
 
-    summary = "TVM, ahead of time"
     capabilities = CAPABILITIES
 
     def __init__(self, device: Device = DEVICES["tvm-c"]) -> None:
         self.device = device
-        self.summary = device.summary
         self._lowered: dict[tuple[int, str], _Lowered] = {}
         self._native: dict[int, NativeRunner] = {}
         self._folders = ExitStack()
@@ -80,18 +78,16 @@ class Tvm(Target):
         """Return the name of the device."""
         return self.device.name
 
+    @property
+    def summary(self) -> str:
+        """What the device is."""
+        return self.device.summary
+
     def specialize(self, model: ir.Model, sample: Feeds) -> ir.Model:
         """Return the model with the sizes of a sample: memory is planned when it is compiled."""
-        from edgeq.onnx_api import infer_shapes
         from edgeq.tvm.static_model import fix_sizes
 
-        fixed = fix_sizes(model, sample)
-        for value in (v for node in fixed.model.graph for v in node.outputs):
-            shape = fixed.shapes.get(str(value.name))
-            if shape is not None:
-                value.shape = ir.Shape(shape)
-        infer_shapes(fixed.model)
-        return fixed.model
+        return fix_sizes(model, sample).model
 
     def taps(self, model: ir.Model) -> list[str]:
         """Return the quantized tensors that lie in memory; others are views of these."""
@@ -214,10 +210,8 @@ def _codes(model: ir.Model) -> dict[str, Any]:
             if x is not None and x.codes is value and x.qparams.axis is None:
                 found[str(value.name)] = Codes(float(x.qparams.scale), int(x.qparams.zero_point))
     for value in model.graph.outputs:
-        node = value.producer()
-        y = None if node is None else quantize_node(node)
+        maker = value.producer()
+        y = None if maker is None else quantize_node(maker)
         if y is not None and y.qparams.axis is None:
             found[str(value.name)] = Codes(float(y.qparams.scale), int(y.qparams.zero_point))
     return found
-
-

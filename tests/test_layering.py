@@ -51,7 +51,7 @@ LAYERS = {
     "bundle": "manifest golden report read_report trajectory_chart bundle evidence",
     "compile": "compile compile_report compiled compare inspect measure scores opening"
     " stimulus_feeds float_islands",
-    "interface": "api",
+    "interface": "api checking",
     "diffusion": "diffusion diffusion.*",
     "commands": "commands commands.* cli __main__",
 }

@@ -23,23 +23,28 @@ def command(
     any_version: Annotated[
         bool, typer.Option("--any-version", help="Allow an untested onnxruntime.")
     ] = False,
+    runner: Annotated[
+        str | None,
+        typer.Option("--runner", metavar='"CMD {}"', help="What runs a device's program."),
+    ] = None,
+    ssh: Annotated[
+        str | None, typer.Option("--ssh", metavar="HOST", help="Run a device's program there.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Verify a bundle here: same files, same bits, how accurate, how fast."""
-    from edgeq.check import check, report
-    from edgeq.check_folder import CheckError
-    from edgeq.errors import BundleError
+    from edgeq.check import report
+    from edgeq.checking import check_bundle
 
-    try:
-        result = check(
-            bundle,
-            taps=taps,
-            evaluation=evaluation,
-            metric=metric,
-            threads=threads,
-            repeat=repeat,
-            any_version=any_version,
-        )
-    except CheckError as error:
-        raise BundleError(str(error)) from error
+    result = check_bundle(
+        bundle,
+        taps=taps,
+        evaluation=evaluation,
+        metric=metric,
+        threads=threads,
+        repeat=repeat,
+        any_version=any_version,
+        runner=runner,
+        ssh=ssh,
+    )
     raise typer.Exit(report(result, as_json))

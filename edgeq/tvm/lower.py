@@ -7,26 +7,27 @@ them side by side.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeq.code_counts import code_count
 from edgeq.errors import UnsupportedOperatorError
-from edgeq.graph import constant, producer, sole_consumer
+from edgeq.graph import constant
 from edgeq.operators import OPERATORS
 from edgeq.operators.binding import bind, describe
-from edgeq.qdq import LinearGroup, linear_group, operand, quantize_node
-from edgeq.code_counts import code_count
+from edgeq.qdq import linear_group, operand, quantize_node
 from edgeq.tvm import heavy, linear_groups
 from edgeq.tvm.builder import Builder
 from edgeq.tvm.dot import Isa
 from edgeq.tvm.elementwise import elementwise
 from edgeq.tvm.pointwise import Pointwise
-from edgeq.tvm.program import Layout, Program, Tensor
+from edgeq.tvm.program import Kind, Layout, Program, Tensor
 from edgeq.tvm.quantization import dequantized, quantized
+from edgeq.tvm.reading import flattened, images, look_ups, needed_nodes
 from edgeq.tvm.static_model import StaticModel
 from edgeq.tvm.views import View
 
@@ -70,13 +71,13 @@ class Lowering:
         self._outputs = [str(value.name) for value in graph.outputs]
         self._values: dict[str, Pointwise] = {}
         self._stored: dict[str, Tensor] = {}
-        self._nodes = _needed(graph)
-        self._spatial = _spatial(self._nodes)
-        self._look_ups = _look_ups(self._nodes, static.shapes)
+        self._nodes = needed_nodes(graph)
+        self._spatial = images(self._nodes)
+        self._look_ups = look_ups(self._nodes, static.shapes)
         self._absorbed = {
             node
             for last, (_, gather) in self._look_ups.items()
-            for node in (gather, producer(gather.inputs[1]))
+            for node in (gather, flattened(gather))
         }
         self._readers = Counter(
             str(value.name) for node in self._nodes for value in node.inputs if value is not None
@@ -137,13 +138,14 @@ class Lowering:
     def pointwise(self, value: ir.Value) -> Pointwise:
         """Return a value as what its elements are computed from."""
         name = str(value.name)
-        return self.parameter(self.constants[name]) if name in self.constants else self._values[name]
+        return (
+            self.parameter(self.constants[name]) if name in self.constants else self._values[name]
+        )
 
     def parameter(self, array: Array) -> Pointwise:
         """Return a constant as an operand."""
         if array.size == 1:
-            literal = Pointwise.literal(array.reshape(())[()])
-            return literal
+            return Pointwise.literal(array.reshape(-1)[0])
         buffer = self.builder.constant(array)
         return Pointwise.of(Tensor(buffer.name, buffer, Layout.plain(array.shape)))
 
@@ -174,7 +176,7 @@ class Lowering:
         if order is None:
             order = NHWC if name in self._spatial and len(shape) == 4 else plain
             order = plain if direct else order
-        kind = "output" if direct else "workspace"
+        kind: Kind = "output" if direct else "workspace"
         tensor = self.builder.tensor(name, self.dtype(value), Layout(shape, order), kind)
         self._keep(tensor)
         return tensor
@@ -203,7 +205,7 @@ class Lowering:
         if order is None:
             order = NHWC if len(plain) == 4 and self._is_spatial(name, x) else plain
         order = plain if direct else order
-        kind = "output" if direct else "workspace"
+        kind: Kind = "output" if direct else "workspace"
         tensor = self.builder.tensor(name, x.dtype, Layout(x.shape, order), kind)
         self.builder.write(x, View.of(tensor), f"Elementwise {name}")
         self._keep(tensor)
@@ -359,64 +361,21 @@ def _whole(x: Pointwise, name: str) -> Tensor | None:
     if not x.is_view:
         return None
     (view,) = x.views
-    if view.base or view.buffer.kind in ("input", "constant") or view.places.size != view.buffer.elements:
+    if (
+        view.base
+        or view.buffer.kind in ("input", "constant")
+        or view.places.size != view.buffer.elements
+    ):
         return None
     order = sorted(range(len(view.axes)), key=lambda a: (-_stride(view, a), a))
     layout = Layout(view.shape, tuple(order))
-    return Tensor(name, view.buffer, layout) if np.array_equal(
-        View.of(Tensor(name, view.buffer, layout)).places, view.places
-    ) else None
+    return (
+        Tensor(name, view.buffer, layout)
+        if np.array_equal(View.of(Tensor(name, view.buffer, layout)).places, view.places)
+        else None
+    )
 
 
 def _stride(view: View, axis: int) -> int:
     steps = view.axes[axis]
     return int(steps[1] - steps[0]) if len(steps) > 1 else 1 << 62
-
-
-def _needed(graph: ir.Graph) -> list[ir.Node]:
-    """Return the nodes that outputs depend on, in order."""
-    wanted = set(graph.outputs)
-    found = []
-    for node in reversed(list(graph)):
-        if any(value in wanted for value in node.outputs):
-            found.append(node)
-            wanted.update(value for value in node.inputs if value is not None)
-    return found[::-1]
-
-
-def _spatial(nodes: Sequence[ir.Node]) -> set[str]:
-    """Return the names of the images: what convolutions read, and pools."""
-    found = set()
-    for node in nodes:
-        group = linear_group(node)
-        if group is not None and node.op_type == "Conv":
-            found.add(str(group.x.codes.name))
-            found.add(str(group.output.name))
-        elif node.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool", "Resize"):
-            found |= {str(node.inputs[0].name), str(node.outputs[0].name)}
-    return found
-
-
-def _look_ups(
-    nodes: Sequence[ir.Node], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[ir.Node, tuple[ir.Value, ir.Node]]:
-    """Return the Reshapes that end a look-up, each with its index and its GatherElements.
-
-        Reshape(GatherElements(table, Reshape(index, [-1])), shape of index)
-
-    is a table read element by element, whatever the order in memory.
-    """
-    found = {}
-    for node in nodes:
-        table = constant(node.inputs[0]) if node.op_type == "GatherElements" else None
-        if table is None or table.ndim != 1 or node.inputs[1] is None:
-            continue
-        flat, last = node.inputs[1].producer(), sole_consumer(node.outputs[0])
-        if flat is None or flat.op_type != "Reshape" or last is None or last.op_type != "Reshape":
-            continue
-        index, alone = flat.inputs[0], sole_consumer(node.inputs[1])
-        if index is None or alone is not node or last.inputs[0] is not node.outputs[0]:
-            continue
-        if shapes.get(str(index.name)) == shapes.get(str(last.outputs[0].name)):
-            found[last] = (index, node)
-    return found

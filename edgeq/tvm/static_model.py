@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgeq.errors import ModelError
 from edgeq.graph import clone
+from edgeq.onnx_api import infer_shapes
 from edgeq.qdq import linear_group
 from edgeq.simulate import Simulator
 
@@ -22,7 +23,7 @@ class StaticModel:
     """A model whose inputs have fixed sizes.
 
     Attributes:
-        model: A copy, with these inputs.
+        model: A copy, with these inputs and the sizes of all values.
         shapes: Of every value that is computed, by name.
         dtypes: Likewise, numpy's names.
     """
@@ -46,9 +47,13 @@ def fix_sizes(model: ir.Model, feeds: Mapping[str, Array]) -> StaticModel:
         if name not in feeds:
             raise ModelError(f"the size of input {name!r} is not known")
         value.shape = ir.Shape(feeds[name].shape)
+    infer_shapes(fixed)
     names = _values(fixed)
     found = Simulator(fixed).run(feeds, names)
     shapes = {name: array.shape for name, array in found.items()}
+    for value in (value for node in fixed.graph for value in node.outputs):
+        if value.name in shapes:
+            value.shape = ir.Shape(shapes[str(value.name)])
     dtypes = {name: array.dtype.name for name, array in found.items()}
     for name, array in feeds.items():
         shapes[name], dtypes[name] = array.shape, array.dtype.name

@@ -1,0 +1,107 @@
+"""Verify a bundle, whatever its target: in ONNX Runtime, or by its own program on its device."""
+
+import os
+import shlex
+import tempfile
+from pathlib import Path
+
+from edgeq.check import CheckResult
+from edgeq.check import check as check_in_session
+from edgeq.check_folder import CheckError, altered_files, read_manifest
+from edgeq.check_session import host_facts
+from edgeq.errors import BundleError
+
+PREFIX = "tvm-"
+REMOTE = "/tmp/edgeq_check_$$"
+
+
+def check_bundle(
+    bundle: str | os.PathLike[str],
+    *,
+    taps: bool = False,
+    evaluation: str | os.PathLike[str] | None = None,
+    metric: str | None = None,
+    threads: int = 1,
+    repeat: int | None = None,
+    any_version: bool = False,
+    runner: str | None = None,
+    ssh: str | None = None,
+) -> CheckResult:
+    """Verify a bundle.
+
+    Args:
+        bundle: Its folder.
+        taps: Compare every quantized tensor, not the outputs alone.
+        evaluation: For `ort-cpu`: `.npz` with the model's inputs and `label`, sample axis first.
+        metric: For `evaluation`.
+        threads: For `ort-cpu`: of the session whose latency is measured.
+        repeat: For `ort-cpu`: timed runs.
+        any_version: For `ort-cpu`: check although this onnxruntime was not tested.
+        runner: For TVM's devices: the command that runs a program there; `{}` is the program.
+        ssh: For TVM's devices: the host on which to run it, as `ssh` names it.
+
+    Raises:
+        BundleError: The folder is no bundle, an option does not fit its target, or its program
+            cannot be built or run.
+    """
+    folder = Path(bundle)
+    try:
+        target = str(read_manifest(folder)["target"])
+        if target.startswith(PREFIX):
+            if evaluation is not None or metric is not None:
+                raise CheckError(f"{target}: --evaluation is for ort-cpu; score the model there")
+            return _on_device(folder, str(bundle), target, taps=taps, runner=runner, ssh=ssh)
+        if runner is not None or ssh is not None:
+            raise CheckError(f"--runner and --ssh are for TVM's devices; this bundle is {target}")
+        return check_in_session(
+            bundle,
+            taps=taps,
+            evaluation=evaluation,
+            metric=metric,
+            threads=threads,
+            repeat=repeat,
+            any_version=any_version,
+        )
+    except CheckError as error:
+        raise BundleError(str(error)) from error
+
+
+def _on_device(
+    folder: Path, name: str, target: str, *, taps: bool, runner: str | None, ssh: str | None
+) -> CheckResult:
+    """Build the bundle's check program and run it where it belongs."""
+    from edgeq.tvm.devices import find_device
+    from edgeq.tvm.toolchain import run_check
+
+    if runner is not None and ssh is not None:
+        raise CheckError("--runner and --ssh both say where to run: give one")
+    manifest, host = read_manifest(folder), host_facts()
+    altered = altered_files(folder, manifest)
+    if altered:
+        return CheckResult(name, target, altered=altered, host=host)
+    device = find_device(target)
+    command = runner if ssh is None else remote_runner(ssh)
+    with tempfile.TemporaryDirectory() as into:
+        found = run_check(folder, device, Path(into), runner=command, taps=taps)
+    latency = {} if found.microseconds is None else {"fastest": found.microseconds / 1e3}
+    where = command or device.runner
+    return CheckResult(
+        name,
+        target,
+        len(manifest["outputs"]) + (len(manifest["taps"]) if taps else 0),
+        found.compared,
+        found.errors,
+        found.first or None,
+        latency_ms=latency,
+        host=host,
+        notes=() if where == "{}" else (f"run by: {where}",),
+    )
+
+
+def remote_runner(host: str) -> str:
+    """Return the command that copies a program to `host` over ssh, runs it and removes it."""
+    if host.startswith("-"):
+        raise CheckError(f"--ssh {host}: not a host")
+    run = f"f={REMOTE}; cat > $f && chmod +x $f && $f; s=$?; rm -f $f; exit $s"
+    script = f"ssh -o BatchMode=yes {shlex.quote(host)} {shlex.quote(run)} < {{}}"
+    return f"sh -c {shlex.quote(script)}"
