@@ -82,8 +82,9 @@ def test_a_difference_names_the_tensor_the_index_and_both_values(tmp_path):
     assert not result.passed and found is not None and found[1] != found[2]
 
 
-def test_rounding_half_up_is_found(tmp_path):
-    faulty = tvm_programs.sources(PORTABLE, rounded=tvm_programs.half_up).files
+@pytest.mark.parametrize("rounded", [tvm_programs.half_up, tvm_programs.zero_point_first])
+def test_another_rounding_is_found(rounded, tmp_path):
+    faulty = tvm_programs.sources(PORTABLE, rounded=rounded).files
     result = checked(faulty, PORTABLE, tmp_path, taps=True)
     assert not result.passed
     assert result.first.startswith("tap 'conv'")
@@ -96,7 +97,15 @@ def test_contracted_multiply_add_is_found(tmp_path):
     fused = ("-ffp-contract=fast", "-mfma")
     result = checked(tvm_programs.sources(PORTABLE).files, PORTABLE, tmp_path, cflags=fused)
     assert not result.passed
-    assert result.first.startswith("output 'reals' float32[1, 5, 6, 7]")
+    found = re.fullmatch(
+        r"output 'reals' float32\[1, 5, 6, 7\], feed 0, index .*:"
+        r" expected (\S+) \(0x([0-9a-f]{8})\), found (\S+) \(0x([0-9a-f]{8})\)",
+        result.first,
+    )
+    assert found is not None
+    for text, bits in ((found[1], found[2]), (found[3], found[4])):
+        value = np.array([int(bits, 16)], np.uint32).view(np.float32)[0]
+        assert float(text) == pytest.approx(float(value), rel=1e-7)
 
 
 def test_nothing_compared_is_no_success(tmp_path):

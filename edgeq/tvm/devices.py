@@ -239,11 +239,12 @@ _DEVICES = (
     ),
     Device(
         "tvm-c",
-        "C99 source for any compiler; checked on this machine",
+        "C11 source for any compiler; checked on this machine",
         MappingProxyType({"kind": "c"}),
         isa="scalar",
         lanes=1,
         compiler="gcc",
+        golden_bytes=2**21,
     ),
 )
 DEVICES: Mapping[str, Device] = MappingProxyType({device.name: device for device in _DEVICES})

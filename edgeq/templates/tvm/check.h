@@ -41,7 +41,7 @@ extern const unsigned char edgeq_tap_digests[];
 /* The platform. */
 void edgeq_put(const char *text);
 void *edgeq_allocate(size_t size, size_t alignment); /* reads and writes beyond `size` are faults */
-uint64_t edgeq_microseconds(void);                   /* 0 where there is no clock */
+uint64_t edgeq_nanoseconds(void);                    /* 0 where there is no clock */
 
 int edgeq_check(void); /* 0: all bytes are equal */
 

@@ -32,11 +32,11 @@ const char *__asan_default_options(void) { return "detect_leaks=0"; } /* the pro
 
 void edgeq_put(const char *text) { fputs(text, stdout); }
 
-uint64_t edgeq_microseconds(void) {
+uint64_t edgeq_nanoseconds(void) {
   struct timespec now;
   return timespec_get(&now, TIME_UTC) == 0
              ? 0
-             : (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+             : (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
 int main(void) { return edgeq_check(); }

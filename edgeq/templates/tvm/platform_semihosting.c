@@ -32,7 +32,7 @@ void *edgeq_allocate(size_t size, size_t alignment) {
   return (void *)start;
 }
 
-uint64_t edgeq_microseconds(void) { return 0; }
+uint64_t edgeq_nanoseconds(void) { return 0; }
 
 static void fault(void) {
   edgeq_put("The CPU raised a fault\n");

@@ -17,7 +17,7 @@ void *edgeq_allocate(size_t size, size_t alignment) {
   return start == SIZE_MAX ? NULL : (void *)(start * 65536);
 }
 
-uint64_t edgeq_microseconds(void) { return 0; }
+uint64_t edgeq_nanoseconds(void) { return 0; }
 
 EXPORT(edgeq_check_all) int edgeq_check_all(void) {
   length = 0;
