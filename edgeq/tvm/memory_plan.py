@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from edgeq.tvm.program import SLACK, Buffer, Program
 
+_TRIES = 50
+
 
 @dataclass(frozen=True)
 class Life:
@@ -45,31 +47,45 @@ class MemoryPlan:
 def plan(program: Program, alignment: int = 64) -> MemoryPlan:
     """Place every workspace buffer of `program`.
 
-    Several orders are tried, the largest first among them, and each buffer goes into the smallest
-    gap that holds it; the smallest arena wins.
+    Each buffer goes into the smallest gap that holds it, in some order: the largest first, or those
+    that live longest, or those that are written first. While the arena is larger than what is
+    alive at once, the buffer at its end is moved to the front of the order, and all are placed
+    anew. The smallest arena wins.
     """
     lives = _lives(program)
     buffers = {b.name: b for kernel in program.kernels for b in kernel.arguments}
     workspace = [b for b in buffers.values() if b.kind == "workspace"]
+    if not workspace:
+        return MemoryPlan({}, 0, alignment, {}, 0)
+    peak = max(_alive(workspace, lives, step) for step in range(len(program.kernels)))
     orders = (
         sorted(workspace, key=lambda b: (-b.size, lives[b.name].first)),
         sorted(workspace, key=lambda b: (lives[b.name].first - lives[b.name].last, -b.size)),
         sorted(workspace, key=lambda b: (lives[b.name].first, -b.size)),
     )
-    placed = [_place(order, lives, alignment) for order in orders]
-    ends = [
-        max((offset + buffers[name].size for name, offset in p.items()), default=0) for p in placed
-    ]
-    best = min(range(len(orders)), key=lambda n: ends[n])
-    size = _up(ends[best] + SLACK, alignment) if workspace else 0
-    peak = max(
-        (
-            sum(b.size for b in workspace if lives[b.name].meets(Life(step, step)))
-            for step in range(len(program.kernels))
-        ),
-        default=0,
-    )
-    return MemoryPlan(placed[best], size, alignment, lives, peak)
+    tried = [_improved(order, lives, alignment, peak) for order in orders]
+    end, offsets = min(tried, key=lambda found: found[0])
+    return MemoryPlan(offsets, _up(end + SLACK, alignment), alignment, lives, peak)
+
+
+def _improved(
+    order: Sequence[Buffer], lives: Mapping[str, Life], alignment: int, peak: int
+) -> tuple[int, dict[str, int]]:
+    """Return the smallest end of an arena that was found, and its offsets."""
+    tried = []
+    for _ in range(_TRIES):
+        offsets = _place(order, lives, alignment)
+        last = max(order, key=lambda b: offsets[b.name] + b.size)
+        tried.append((offsets[last.name] + last.size, offsets))
+        if tried[-1][0] <= peak or order[0] is last:
+            break
+        order = [last, *(b for b in order if b is not last)]
+    return min(tried, key=lambda found: found[0])
+
+
+def _alive(buffers: Iterable[Buffer], lives: Mapping[str, Life], step: int) -> int:
+    """Return how many bytes are alive while a kernel runs."""
+    return sum(b.size for b in buffers if lives[b.name].meets(Life(step, step)))
 
 
 def _lives(program: Program) -> dict[str, Life]:
