@@ -104,7 +104,10 @@ def run(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
         found = session.run(names, dict(feeds), options)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-        raise DataError(f"ONNX Runtime cannot run the model on {sizes}: {error}") from error
+        raise DataError(
+            f"ONNX Runtime cannot run the model on {sizes}: {error}. See that the data is what the"
+            " model takes: sizes, and indices within their tables"
+        ) from error
     return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
 
 

@@ -71,7 +71,7 @@ def command(
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Times per stage.")] = False,
 ) -> None:
     """Quantize, compile and verify a model; write a bundle."""
