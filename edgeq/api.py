@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.bundle import Bundle, open_bundle
 from edgeq.check import CheckResult
-from edgeq.checking import check_bundle
+from edgeq.bundle_check import check_bundle
 from edgeq.errors import BundleError
 from edgeq.longest import MAX_DIM
 from edgeq.recipe import Recipe
@@ -102,7 +102,7 @@ def check(
 ) -> CheckResult:
     """Verify a bundle on this machine; `result.raise_for_mismatch()` raises unless it holds.
 
-    Arguments are those of `edgeq.checking.check_bundle`.
+    Arguments are those of `edgeq.bundle_check.check_bundle`.
 
     Raises:
         BundleError: The folder is no bundle, a version was not tested, or data do not fit.

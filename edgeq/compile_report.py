@@ -63,6 +63,7 @@ def build_report(compiled: Compiled, target: Target) -> Report:
         islands=compiled.islands,
         tail=float_tail(compiled.model, compiled.certificate),
         versions=versions(),
+        memory=target.memory(compiled.model),
         buckets=_bucket_table(compiled),
     )
 

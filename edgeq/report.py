@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from edgeq.buckets import Buckets, BucketStatistics
 from edgeq.fidelity import Fidelity
+from edgeq.memory_use import MemoryUse
 from edgeq.softmax_bias import SoftmaxRow
 from edgeq.trajectory import TrajectoryComparison
 from edgeq.trajectory_chart import draw_chart
@@ -117,6 +118,7 @@ class Report:
             float32 by the user, or has no proof: `edgeq.float_islands`.
         tail: What computes in float32 behind the last linear op, with its proofs.
         versions: Of edgeq and the packages that the bits depend on.
+        memory: Of a device that the model was compiled for ahead of time.
         buckets: Where an integer input with one value for a sample has a known range, a timestep
             say: what tensors are like at which values.
         trajectory: For a diffusion model: images drawn with it and the float model, where the user
@@ -142,6 +144,7 @@ class Report:
     islands: tuple[FloatRow, ...] = ()
     tail: tuple[FloatRow, ...] = ()
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    memory: MemoryUse | None = None
     buckets: BucketTable | None = None
     trajectory: TrajectoryComparison | None = None
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgeq import by_name
 from edgeq.errors import UnknownNameError, suggest
+from edgeq.memory_use import MemoryUse
 from edgeq.qdq import quantized_tensors
 
 PACKAGE = "edgeq.targets"
@@ -123,6 +124,11 @@ class Target(ABC):
         """Return the artifact with what checks it, where that is not `check.py`."""
         del model, golden
         return artifact
+
+    def memory(self, model: ir.Model) -> MemoryUse | None:
+        """Return what the model takes of the device's memory, where that is known."""
+        del model
+        return None
 
     @abstractmethod
     def load(

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 
 from edgeq.errors import EdgeqError
 from edgeq.graph import to_bytes
+from edgeq.memory_use import MemoryUse
 from edgeq.qdq import operand, quantize_node
 from edgeq.targeting import Artifact, Capabilities, Feeds, GoldenRun, Runner, Target
 from edgeq.tvm.devices import DEVICES, Device
+from edgeq.tvm.sections import memory_use
 from edgeq.tvm.toolchain import missing_tools
 
 if TYPE_CHECKING:
@@ -95,9 +98,7 @@ class Tvm(Target):
 
     def lower(self, model: ir.Model) -> Artifact:
         """Return the quantized model; `complete` adds the code and its check."""
-        lowered = self._lower(model, self.device)
-        weights = sum(array.nbytes for array in lowered.program.constants.values())
-        return Artifact({"model.onnx": to_bytes(model)}, len(lowered.kernels) + weights)
+        return Artifact({"model.onnx": to_bytes(model)}, self.memory(model).flash)
 
     def complete(
         self, model: ir.Model, artifact: Artifact, golden: Sequence[GoldenRun]
@@ -120,6 +121,11 @@ class Tvm(Target):
             self._native[id(model)] = self._load(model)
         return TvmRunner(self._native[id(model)], tuple(taps))
 
+    def memory(self, model: ir.Model) -> MemoryUse:
+        """Return the sizes of code, weights and workspace, and the plan of the workspace."""
+        lowered = self._lower(model, self.device)
+        return memory_use(lowered.program, lowered.kernels, self.device.alignment)
+
     def kernels(self, model: ir.Model) -> Mapping[str, int]:
         """Return how many kernels compute what."""
         program = self._lower(model, self.device).program
@@ -133,12 +139,8 @@ class Tvm(Target):
     def _lower(self, model: ir.Model, device: Device) -> _Lowered:
         key = id(model), device.name
         if key not in self._lowered:
-            try:
-                import tvm
-            except ImportError as error:
-                raise EdgeqError(
-                    f"--target {self.name()} needs TVM: pip install 'edgeq[tvm]'"
-                ) from error
+            if find_spec("tvm") is None:
+                raise EdgeqError(f"--target {self.name()} needs TVM: pip install 'edgeq[tvm]'")
             from edgeq.tvm.codegen import compile_kernels
             from edgeq.tvm.dot import ISAS
             from edgeq.tvm.lower import lower
@@ -146,7 +148,7 @@ class Tvm(Target):
 
             static = fix_sizes(model, feeds_of_zeros(model))
             program = lower(static, ISAS[device.isa])
-            kernels = compile_kernels(program.kernels, tvm.target.Target(dict(device.target)))
+            kernels = compile_kernels(program.kernels, device.target)
             self._lowered[key] = _Lowered(program, kernels)
         return self._lowered[key]
 

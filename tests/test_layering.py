@@ -42,7 +42,7 @@ LAYERS = {
     " model_file observe"
     " histogram buckets statistics clipping entropy weight_range weight_codes"
     " calibrate seen_inputs",
-    "targeting": "by_name targeting",
+    "targeting": "by_name targeting memory_use",
     "passing": "passing request proofs code_plan softmax_bias_form",
     "tvm": "tvm tvm.*",
     "passes!": "passes passes.* targets targets.*",
@@ -51,7 +51,7 @@ LAYERS = {
     "bundle": "manifest golden report read_report trajectory_chart bundle evidence",
     "compile": "compile compile_report compiled compare inspect measure scores opening"
     " stimulus_feeds float_islands",
-    "interface": "api checking",
+    "interface": "api bundle_check",
     "diffusion": "diffusion diffusion.*",
     "commands": "commands commands.* cli __main__",
 }

@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Verify a bundle here: same files, same bits, how accurate, how fast."""
     from edgeq.check import report
-    from edgeq.checking import check_bundle
+    from edgeq.bundle_check import check_bundle
 
     result = check_bundle(
         bundle,

@@ -11,7 +11,7 @@ which is no instruction, and which LLVM neither looks through nor moves. C compi
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,11 +66,19 @@ static inline double edgeq_f64(uint64_t bits) {
 """
 
 
-def compile_kernels(kernels: Sequence[Kernel], target: tvm.target.Target) -> bytes:
+def compile_kernels(
+    kernels: Sequence[Kernel], target: tvm.target.Target | Mapping[str, object]
+) -> bytes:
     """Return an object file, or C source where the target's kind is `c`.
 
     Every symbol has C linkage and takes one pointer for each buffer.
+
+    Args:
+        kernels: What to compile.
+        target: TVM's target, or its entries.
     """
+    if isinstance(target, Mapping):
+        target = tvm.target.Target(dict(target))
     functions = {k.symbol: k.function.with_attr("global_symbol", k.symbol) for k in kernels}
     module = tirx.transform.BindTarget(target)(tvm.IRModule(functions))
     module = tvm.ir.transform.Sequential([make() for make in _LOWER])(module)
