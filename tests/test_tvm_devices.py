@@ -12,6 +12,7 @@ import pytest
 from edgeq.errors import BundleError, EdgeqError, UnknownNameError
 from edgeq.tvm.c_text import bytes_literal, float_literal
 from edgeq.tvm.devices import DEVICES, Device, find_device
+from edgeq.tvm.footprint import footprint
 from edgeq.tvm.toolchain import CheckResult, missing_tools, read_result, run_check
 
 pytest.importorskip("tvm", reason="needs TVM: pip install edgeq[tvm]")
@@ -166,6 +167,16 @@ def test_the_library_gives_outputs_and_taps(tmp_path):
         runner.run({})
     with pytest.raises(EdgeqError, match="int8"):
         runner.run({"image": image.astype(np.int8)})
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=names)
+def test_the_footprint_is_measured(device):
+    if missing := missing_tools(device, run=False):
+        pytest.skip(f"needs {'; '.join(missing)}")
+    sources = tvm_programs.sources(device)
+    found = footprint(sources.files, device)
+    assert 300 < found.code < 20000
+    assert found.flash > sources.weights and found.static == 0
 
 
 def test_the_same_program_gives_the_same_bytes():

@@ -160,7 +160,7 @@ def _entry(tensor: Tensor, writers: Mapping[Buffer, Kernel]) -> dict[str, object
 def _linking(device: Device) -> dict[str, object]:
     """Return how the programs of the Makefile are linked, and their names."""
     if device.platform == "wasm":
-        flags = "-nostdlib -Wl,--no-entry -Wl,-z,stack-size=65536"
+        flags = "-nostdlib -Wl,--no-entry -Wl,--strip-all -Wl,-z,stack-size=65536"
         return {"ldflags": flags, "check": "check.wasm", "taps": "taps.wasm", "ar": "llvm-ar"}
     archiver = device.compiler.removesuffix("gcc") + "ar"
     names = {"check": "check", "taps": "taps", "ar": archiver}

@@ -87,7 +87,8 @@ def build(
         folder: The bundle; nothing is written there.
         device: What it was compiled for.
         into: A folder for what is built.
-        goal: `check` or `taps`; for WebAssembly also `edgeq_model`.
+        goal: `check`, `taps`, or a file that the Makefile makes; for WebAssembly also
+            `edgeq_model`.
         cflags: Further options of the C compiler.
 
     Returns:
