@@ -143,7 +143,8 @@ def test_accumulators_near_the_limits(groups: int, sign: int, isa: str, tmp_path
 @st.composite
 def problems(draw: Any) -> LinearProblem:
     def size(low: int, high: int) -> int:
-        return draw(st.integers(low, high))
+        value: int = draw(st.integers(low, high))
+        return value
 
     kernel = (size(1, 4), size(1, 4))
     dilations = (size(1, 2), size(1, 2))
@@ -190,7 +191,7 @@ def test_any_problem(
     np.testing.assert_array_equal(got, cases.expected(case))
 
 
-CROSS = {
+CROSS: dict[str, tuple[str, dict[str, Any]]] = {
     "sdot": ("sdot", {"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}),
     "usdot": ("usdot", {"mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-v1"}),
     "neon": ("smlal", {"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"}),

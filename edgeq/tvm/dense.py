@@ -72,7 +72,7 @@ class _Dense:
         self.isa = isa
         self.tile = tile
         self.accumulators: list[Buffer] = []
-        self.copy = PaddedCopy(problem, isa.operand, bytes=isa.bytes)
+        self.copy = PaddedCopy(problem, isa.operand, bytes=isa.core.bytes)
         self.rows, self.per_row, self.length = runs(problem)
         self.steps = blocks(self.length, isa.step)
         is_whole = self.length % isa.step == 0 and not any(problem.pads)

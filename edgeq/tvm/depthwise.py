@@ -59,7 +59,7 @@ class _Depthwise:
         self.problem = problem
         repeat = problem.out_c // problem.in_c
         self.is_direct = repeat == 1 and not any(problem.pads)
-        self.copy = PaddedCopy(problem, problem.x_dtype, repeat, isa.bytes)
+        self.copy = PaddedCopy(problem, problem.x_dtype, repeat, isa.core.bytes)
         folded = fold(weight, bias, problem.x_zero)
         limits = np.iinfo(problem.x_dtype)
         is_folded = stays_inside(weight, folded, limits.min, limits.max)

@@ -24,6 +24,25 @@ _LANES_OF_LOAD = 4  # of activations, each then multiplied by a vector of weight
 
 
 @dataclass(frozen=True)
+class Core:
+    """What the choice of tiles needs to know of a CPU.
+
+    Attributes:
+        bytes: In a vector register.
+        registers: For vectors.
+        dots: Products of whole registers per cycle.
+        loads: Vector loads per cycle.
+        issue: Instructions per cycle.
+    """
+
+    bytes: int = 16
+    registers: int = 32
+    dots: float = 1.0
+    loads: float = 1.0
+    issue: float = 2.0
+
+
+@dataclass(frozen=True)
 class Isa:
     """How to multiply on a kind of CPU.
 
@@ -35,10 +54,7 @@ class Isa:
         form: How vectors are multiplied: by an LLVM intrinsic that adds to its first argument, by
             one whose result is to be added, or by widening products that LLVM recognises.
         intrinsic: Its name.
-        accumulators: Vectors that registers hold besides the operands.
-        dots: Vector products per cycle.
-        loads: Vector loads per cycle.
-        bytes: In a register.
+        core: What a CPU that has it can hold and do.
     """
 
     name: str
@@ -47,10 +63,7 @@ class Isa:
     group: int = 1
     form: Literal["accumulate", "add", "widen"] = "widen"
     intrinsic: str = ""
-    accumulators: int = 12
-    dots: float = 1.0
-    loads: float = 2.0
-    bytes: int = 16
+    core: Core = Core()
 
     @property
     def is_scalar(self) -> bool:
@@ -90,38 +103,38 @@ class Isa:
         if self.form == "add":
             return acc + tirx.call_llvm_pure_intrin(kind, self.intrinsic, x, w[0])
         for index, weights in enumerate(w):
-            activation = emit.lane(x, index, self.lanes)
-            acc = acc + emit.cast(weights, "int32", self.lanes) * emit.cast(
-                activation, "int32", self.lanes
-            )
+            acc = acc + self._widened(emit.part(x, index, 1), weights)
         return acc
 
+    def _widened(self, x: Expr, w: Expr) -> Expr:
+        if not self.intrinsic:
+            both = (emit.cast(v, "int32", self.lanes) for v in (tirx.Broadcast(x, self.lanes), w))
+            return next(both) * next(both)
+        few = tirx.Broadcast(x, 4)
+        parts = [emit.part(w, first, 4) for first in range(0, self.lanes, 4)]
+        return emit.joined(
+            [tirx.call_llvm_pure_intrin("int32x4", self.intrinsic, few, part) for part in parts], 4
+        )
+
+
+_ARM64 = Core(16, 32, dots=2.0, loads=2.0, issue=4.0)
+_AVX512 = Core(64, 32, dots=2.0, loads=2.0, issue=6.0)
+_AVX2 = Core(32, 16, dots=2.0, loads=2.0, issue=5.0)
+_FEW = Core(16, 16)
 
 ISAS = {
     isa.name: isa
     for isa in (
-        Isa(
-            "vnni512", 16, "uint8", 4, "accumulate", "llvm.x86.avx512.vpdpbusd.512",
-            accumulators=28, dots=2, bytes=64,
-        ),
-        Isa(
-            "vnni256", 8, "uint8", 4, "accumulate", "llvm.x86.avx512.vpdpbusd.256",
-            accumulators=12, dots=2, bytes=32,
-        ),
-        Isa("avx2", 8, "int16", 2, "add", "llvm.x86.avx2.pmadd.wd", accumulators=12, bytes=32),
-        Isa(
-            "sdot", 4, "int8", 4, "accumulate", "llvm.aarch64.neon.sdot.v4i32.v16i8",
-            accumulators=24,
-        ),
-        Isa(
-            "usdot", 4, "uint8", 4, "accumulate", "llvm.aarch64.neon.usdot.v4i32.v16i8",
-            accumulators=24,
-        ),
-        Isa("neon", 8, accumulators=12),
-        Isa("neon32", 8, accumulators=5),
-        Isa("rvv", 8, accumulators=12),
-        Isa("vector", 8, accumulators=6),
-        Isa("simd128", 4, "int16", 2, "add", "llvm.wasm.dot", accumulators=12),
+        Isa("vnni512", 16, "uint8", 4, "accumulate", "llvm.x86.avx512.vpdpbusd.512", _AVX512),
+        Isa("vnni256", 8, "uint8", 4, "accumulate", "llvm.x86.avx512.vpdpbusd.256", _AVX2),
+        Isa("avx2", 8, "int16", 2, "add", "llvm.x86.avx2.pmadd.wd", _AVX2),
+        Isa("sdot", 4, "int8", 4, "accumulate", "llvm.aarch64.neon.sdot.v4i32.v16i8", _ARM64),
+        Isa("usdot", 4, "uint8", 4, "accumulate", "llvm.aarch64.neon.usdot.v4i32.v16i8", _ARM64),
+        Isa("neon", 8),
+        Isa("neon32", 8, intrinsic="llvm.arm.neon.vmulls.v4i32", core=_FEW),
+        Isa("rvv", 8),
+        Isa("vector", 8, core=_FEW),
+        Isa("simd128", 4, "int16", 2, "add", "llvm.wasm.dot", _FEW),
         Isa("scalar", 1, ""),
     )
-}  # fmt: skip
+}

@@ -126,9 +126,9 @@ def part(value: Expr, start: int, count: int) -> Expr:
     return tirx.Shuffle([value], [tirx.const(start + i, "int32") for i in range(count)])
 
 
-def lane(value: Expr, index: int, lanes: int) -> Expr:
-    """Return lane `index` of a vector in every one of `lanes` lanes."""
-    return tirx.Broadcast(part(value, index, 1), lanes)
+def joined(values: Sequence[Expr], lanes: int) -> Expr:
+    """Return vectors of `lanes` lanes, one behind the other, as one."""
+    return tirx.Shuffle(values, [tirx.const(i, "int32") for i in range(lanes * len(values))])
 
 
 def local(dtype: str, lanes: int) -> Buffer:

@@ -8,6 +8,7 @@ from edgeq.tvm.linear_problem import LinearProblem
 from edgeq.tvm.packing import blocks, runs
 
 _LATENCY = 4  # cycles from one product to the next that adds to the same accumulator
+_MOVING = 0.1  # cycles that a load costs where others are the limit
 _LEAVE = 8  # cycles to requantize and store a vector, or to fetch its bias
 
 
@@ -32,26 +33,39 @@ def choose_tile(problem: LinearProblem, isa: Isa) -> Tile:
 
 
 def _tiles(problem: LinearProblem, isa: Isa) -> Iterator[Tile]:
+    yield Tile(1, 1, 1)
     for width in range(1, min(4, blocks(problem.out_c, isa.lanes)) + 1):
         for rows in range(1, min(4, problem.out_h) + 1):
             for columns in range(1, problem.out_w + 1):
-                if rows * columns * width + width - 1 > isa.accumulators:
+                if _registers(rows * columns, width, isa) > isa.core.registers:
                     break
                 yield Tile(rows, columns, width)
+
+
+def _registers(pixels: int, width: int, isa: Isa) -> int:
+    accumulators = pixels * width * (4 * isa.lanes // isa.core.bytes or 1)
+    parts = isa.step // isa.group
+    weights = width * parts
+    return accumulators + weights + (1 if isa.form == "accumulate" else 2)
 
 
 def _cycles(tile: Tile, problem: LinearProblem, isa: Isa) -> float:
     rows, per_row, length = runs(problem)
     steps = rows * per_row * blocks(length, isa.step)
-    vectors = blocks(problem.out_c, isa.lanes)
-    full, rest = divmod(vectors, tile.width)
+    full, rest = divmod(blocks(problem.out_c, isa.lanes), tile.width)
     pixels = tile.rows * tile.columns
+    parts = isa.step // isa.group
 
     def panel(width: int) -> float:
-        parts = isa.step // isa.group
-        dots = pixels * width * parts / isa.dots
-        loads = (pixels + width * parts) / isa.loads
-        return steps * max(dots, loads, _LATENCY * parts) + _LEAVE * pixels * width
+        dots = pixels * width * parts * (4 * isa.lanes // isa.core.bytes or 1)
+        loads = pixels + width * parts
+        others = (dots if isa.form == "add" else 0) + (
+            width * parts if isa.operand == "int16" else 0
+        )
+        issued = (dots + loads + others) / isa.core.issue
+        step = max(dots / isa.core.dots, loads / isa.core.loads, issued, _LATENCY * parts)
+        each = step + _MOVING * loads  # equal steps: the one that moves less
+        return steps * each + _LEAVE * pixels * width / isa.core.dots
 
     tiles = blocks(problem.out_h, tile.rows) * blocks(problem.out_w, tile.columns)
     return tiles * (full * panel(tile.width) + (panel(rest) if rest else 0.0))
