@@ -12,11 +12,11 @@ import pytest
 from edgeq.errors import BundleError, EdgeqError, UnknownNameError
 from edgeq.tvm.c_text import bytes_literal, float_literal
 from edgeq.tvm.devices import DEVICES, Device, find_device
-from edgeq.tvm.footprint import footprint
 from edgeq.tvm.toolchain import CheckResult, missing_tools, read_result, run_check
 
 pytest.importorskip("tvm", reason="needs TVM: pip install edgeq[tvm]")
 
+from edgeq.tvm import codegen
 from edgeq.tvm.native_runner import NativeRunner
 from tests import tvm_programs
 
@@ -109,6 +109,14 @@ def test_contracted_multiply_add_is_found(tmp_path):
         assert float(text) == pytest.approx(float(value), rel=1e-7)
 
 
+@pytest.mark.parametrize("name", ["tvm-x86-64", "tvm-aarch64"])
+def test_without_fences_a_compiled_kernel_contracts_and_is_found(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(codegen, "_fenced", lambda body: body)
+    result = checked(tvm_programs.sources(DEVICES[name]).files, DEVICES[name], tmp_path, taps=True)
+    assert not result.passed
+    assert result.first.startswith("output 'reals' float32[1, 5, 6, 7]")
+
+
 def test_nothing_compared_is_no_success(tmp_path):
     files = dict(tvm_programs.sources(PORTABLE).files)
     files["golden.c"] = files["golden.c"].replace(b"golden_runs = 4", b"golden_runs = 0")
@@ -169,14 +177,18 @@ def test_the_library_gives_outputs_and_taps(tmp_path):
         runner.run({"image": image.astype(np.int8)})
 
 
-@pytest.mark.parametrize("device", DEVICES.values(), ids=names)
-def test_the_footprint_is_measured(device):
+@pytest.mark.emulated
+def test_flash_and_ram_are_measured(tmp_path):
+    device = DEVICES["tvm-cortex-m4"]
     if missing := missing_tools(device, run=False):
         pytest.skip(f"needs {'; '.join(missing)}")
     sources = tvm_programs.sources(device)
-    found = footprint(sources.files, device)
-    assert 300 < found.code < 20000
-    assert found.flash > sources.weights and found.static == 0
+    folder = write(sources.files, tmp_path / "bundle")
+    command = ["make", "-s", "-C", folder, "size"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    text, data, bss = map(int, made.stdout.splitlines()[-1].split()[:3])
+    assert 1000 < text - sources.weights < 10000
+    assert data == bss == 0
 
 
 def test_the_same_program_gives_the_same_bytes():
@@ -214,6 +226,53 @@ def test_the_header_is_cpp_too(tmp_path):
     )
     command = ["g++", "-std=c++98", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "use.cpp"]
     subprocess.run([w for w in command if w != "-std=c++98"], cwd=folder, check=True)
+
+
+USE = """\
+cmake_minimum_required(VERSION 3.13)
+project(application C)
+add_subdirectory(bundle)
+add_executable(application application.c)
+target_link_libraries(application edgeq_model)
+"""
+APPLICATION = """\
+#include <stdio.h>
+#include "edgeq_model.h"
+
+static _Alignas(EDGEQ_MODEL_WORKSPACE_ALIGNMENT) unsigned char arena[EDGEQ_MODEL_WORKSPACE_SIZE];
+static EDGEQ_MODEL_INPUT_0_TYPE image[EDGEQ_MODEL_INPUT_0_ELEMENTS];
+static EDGEQ_MODEL_OUTPUT_0_TYPE codes[EDGEQ_MODEL_OUTPUT_0_ELEMENTS];
+static EDGEQ_MODEL_OUTPUT_1_TYPE reals[EDGEQ_MODEL_OUTPUT_1_ELEMENTS];
+
+int main(void) {
+  const void *inputs[EDGEQ_MODEL_INPUTS] = {image};
+  void *outputs[EDGEQ_MODEL_OUTPUTS] = {codes, reals};
+  for (int i = 0; i < EDGEQ_MODEL_INPUT_0_ELEMENTS; ++i) image[i] = EDGEQ_MODEL_INPUT_0_ZERO_POINT;
+  if (edgeq_model_run(inputs, outputs, arena + 1) != EDGEQ_MODEL_MISALIGNED) return 2;
+  int status = edgeq_model_run(inputs, outputs, arena);
+  for (int i = 0; i < EDGEQ_MODEL_OUTPUT_0_ELEMENTS; ++i) printf("%d ", codes[i]);
+  return status;
+}
+"""
+
+
+@pytest.mark.parametrize("name", ["tvm-x86-64", "tvm-c"])
+def test_an_application_uses_the_model_through_cmake(name, tmp_path):
+    device = DEVICES[name]
+    if shutil.which("cmake") is None:
+        pytest.skip("needs CMake (Debian: apt-get install cmake)")
+    if missing := missing_tools(device):
+        pytest.skip(f"needs {'; '.join(missing)}")
+    write(tvm_programs.sources(device).files, tmp_path / "bundle")
+    (tmp_path / "CMakeLists.txt").write_text(USE)
+    (tmp_path / "application.c").write_text(APPLICATION)
+    for command in (["cmake", "-B", "build"], ["cmake", "--build", "build"]):
+        made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert made.returncode == 0, made.stdout + made.stderr
+    run = subprocess.run([tmp_path / "build" / "application"], capture_output=True, text=True)
+    expected = tvm_programs.expected_of_zero()["codes"].ravel()
+    assert run.returncode == 0
+    assert run.stdout.split() == [str(code) for code in expected]
 
 
 def test_a_missing_tool_is_named_with_its_package(monkeypatch, tmp_path):

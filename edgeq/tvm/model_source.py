@@ -144,7 +144,7 @@ def model_source(
         "model": model,
         "version": edgeq.__version__,
         "device": device,
-        "workspace": memory.size,
+        "workspace": max(memory.size, device.alignment),  # C has no empty arrays
         "weights": len(weights.data),
         "inputs": inputs,
         "outputs": outputs,

@@ -91,7 +91,7 @@ def make_sources(
         "model": model,
         "version": edgeq.__version__,
         "device": device,
-        "workspace": made.memory.size,
+        "workspace": max(made.memory.size, device.alignment),
         "weights": made.weights,
         "runs": len(runs),
         "inputs": made.inputs,
