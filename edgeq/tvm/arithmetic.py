@@ -36,11 +36,21 @@ def round_to_int(x: Expr) -> Expr:
     return tirx.reinterpret("int32", shifted) - const(MAGIC_BITS, "int32")
 
 
+def absolute(x: Expr) -> Expr:
+    """Return the magnitude; of a float by its bits, for C's `fabs` is no intrinsic of TVM."""
+    dtype = dtype_of(x)
+    if not dtype.startswith("float"):
+        return tirx.Select(x < const(0, dtype), -x, x)
+    bits = np.finfo(dtype).bits
+    magnitude = const((1 << (bits - 1)) - 1, f"uint{bits}")
+    return tirx.reinterpret(dtype, tirx.bitwise_and(tirx.reinterpret(f"uint{bits}", x), magnitude))
+
+
 def rint(x: Expr) -> Expr:
     """Return float32 `x` rounded to an integer, ties to even, with the sign that it had."""
     bits = tirx.reinterpret("uint32", x)
     sign = tirx.bitwise_and(bits, const(0x80000000, "uint32"))
-    size = tirx.reinterpret("float32", tirx.bitwise_and(bits, const(0x7FFFFFFF, "uint32")))
+    size = absolute(x)
     rounded = (size + const(EXACT, "float32")) - const(EXACT, "float32")
     signed = tirx.bitwise_or(tirx.reinterpret("uint32", rounded), sign)
     return tirx.Select(size < const(EXACT, "float32"), tirx.reinterpret("float32", signed), x)

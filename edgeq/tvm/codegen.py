@@ -7,6 +7,9 @@ TVM lets LLVM contract `a * b + c` to one fused multiply-add wherever a CPU has 
 once where the definition rounds twice. So each product of floats passes `llvm.arithmetic.fence`,
 which is no instruction, and which LLVM neither looks through nor moves. C compilers are told
 `-ffp-contract=off`.
+
+TVM's own passes take floats for reals: `(x + y) - y` becomes `x`, `x * 0` becomes 0, `x == x` true.
+So they see calls of unknown functions instead of the arithmetic of floats.
 """
 
 import re
@@ -42,6 +45,13 @@ _LOWER = (
     s_tir.transform.RewriteUnsafeSelect,
     tirx.transform.CommonSubexprElim,
 )
+_ARITHMETIC = {
+    f"edgeq.{kind.__name__}": kind
+    for kind in (
+        tirx.Add, tirx.Sub, tirx.Mul, tirx.Div,
+        tirx.EQ, tirx.NE, tirx.LT, tirx.LE, tirx.GT, tirx.GE,
+    )
+}  # fmt: skip
 _OF_THE_RUNTIME = re.compile(
     r"// tvm target|#include|#define TVM_EXPORTS|void\* __tvm_ffi__library|(float|double) edgeq_f"
 )
@@ -79,12 +89,15 @@ def compile_kernels(
     """
     if isinstance(target, Mapping):
         target = tvm.target.Target(dict(target))
-    functions = {k.symbol: k.function.with_attr("global_symbol", k.symbol) for k in kernels}
+    functions = {}
+    for kernel in kernels:
+        function = kernel.function.with_attr("global_symbol", kernel.symbol)
+        functions[kernel.symbol] = function.with_body(_hidden(function.body))
     module = tirx.transform.BindTarget(target)(tvm.IRModule(functions))
     module = tvm.ir.transform.Sequential([make() for make in _LOWER])(module)
     plain = {var: _with_pointers(f) for var, f in module.functions.items()}
     change = _spelled if target.kind.name == "c" else _fenced
-    plain = {var: f.with_body(change(f.body)) for var, f in plain.items()}
+    plain = {var: f.with_body(change(_shown(f.body))) for var, f in plain.items()}
     # Not LowerTVMBuiltin: local buffers stay on the stack.
     last = [tirx.transform.LowerIntrin()]
     module = tvm.ir.transform.Sequential(last)(tvm.IRModule(plain))
@@ -108,6 +121,29 @@ def _with_pointers(function: PrimFunc) -> PrimFunc:
         statements.append(statement)
     parameters = [pointers[p.name] for p in function.params]
     return PrimFunc(parameters, tirx.SeqStmt(statements), None, function.attrs)
+
+
+def _hidden(body: tirx.Stmt) -> tirx.Stmt:
+    """Return `body` with the arithmetic of floats as calls of functions that TVM does not know."""
+
+    def hide(node: tvm.ir.Expr) -> tvm.ir.Expr:
+        if not str(node.a.ty.dtype).startswith("float"):
+            return node
+        name = f"edgeq.{type(node).__name__}"
+        return tirx.call_pure_extern(str(node.ty.dtype), name, node.a, node.b)
+
+    return tvm_ffi.structural_map(body, (tuple(_ARITHMETIC.values()), hide), order="post")
+
+
+def _shown(body: tirx.Stmt) -> tirx.Stmt:
+    """Return `body` with the arithmetic of floats as it was."""
+
+    def show(node: tvm.ir.Call) -> tvm.ir.Expr:
+        name = node.args[0] if node.args else None
+        kind = _ARITHMETIC.get(name.value) if isinstance(name, tvm.ir.StringImm) else None
+        return node if kind is None else kind(node.args[1], node.args[2])
+
+    return tvm_ffi.structural_map(body, (tvm.ir.Call, show), order="post")
 
 
 def _fenced(body: tirx.Stmt) -> tirx.Stmt:

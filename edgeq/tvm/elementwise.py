@@ -16,6 +16,7 @@ from tvm.ir import Expr
 
 from edgeq.errors import UnsupportedOperatorError
 from edgeq.operators import OPERATORS
+from edgeq.operators import elementwise as definitions
 from edgeq.operators.binding import bind, describe
 from edgeq.tvm.pointwise import LookUp, Pointwise
 from edgeq.tvm.scalars import SCALARS
@@ -112,14 +113,18 @@ def elementwise(
         count: How many codes a view can hold, from 0 on.
 
     Raises:
-        UnsupportedOperatorError: IEEE does not define the operator, and its input is not codes.
+        UnsupportedOperatorError: It does not treat each element alone; or IEEE does not define it,
+            and its input is not codes.
     """
+    scalar = SCALARS.get(node.op_type)
+    definition = OPERATORS.get(node.op_type)
+    alone = definition is not None and definition.function.__module__ == definitions.__name__
+    if scalar is None and not alone:
+        raise UnsupportedOperatorError(f"{describe(node)}: no kernel for {node.op_type}")
     kernel = bind(node, OPERATORS)
 
     def evaluate(*arrays: Array | None) -> Array:
         return kernel(*arrays)[0]
-
-    scalar = SCALARS.get(node.op_type)
 
     def make(elements: Sequence[Expr | None]) -> Expr:
         assert scalar is not None

@@ -24,6 +24,7 @@ from edgeq.tvm.loops import Nest, nested
 from edgeq.tvm.pointwise import Pointwise
 from edgeq.tvm.program import Layout
 from edgeq.tvm.quantization import quantized
+from edgeq.tvm.scalars import SCALARS
 from edgeq.tvm.views import View
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def _reduce(
         to.keep(
             output,
             combined(
-                [Pointwise.of(total)], to.shape(output), x.dtype, lambda v: v[0] / count,
+                [Pointwise.of(total)], to.shape(output), x.dtype,
+                lambda v: SCALARS["Div"](node, (v[0], count)),
                 lambda *a: kernel(*a)[0], 4,
             ),
         )  # fmt: skip

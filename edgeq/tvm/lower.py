@@ -238,6 +238,9 @@ class Lowering:
     # Nodes that are no linear group.
 
     def _lower(self, node: ir.Node) -> None:
+        for value in node.outputs:
+            if 0 in self._shapes.get(str(value.name), ()):
+                raise UnsupportedOperatorError(f"{describe(node)}: a tensor without elements")
         names = [None if value is None else str(value.name) for value in node.inputs]
         if all(name is None or name in self.constants for name in names):
             self._fold(node, [None if name is None else self.constants[name] for name in names])
@@ -328,7 +331,10 @@ class Lowering:
         for number, value in enumerate(node.outputs):
 
             def move(places: Array, number: int = number) -> Array:
-                return kernel(places, *rest)[number]
+                try:
+                    return kernel(places, *rest)[number]
+                except UnsupportedOperatorError as error:
+                    raise UnsupportedOperatorError(f"{describe(node)}: {error}") from None
 
             x = self.pointwise(source).moved(move)
             if x is None:

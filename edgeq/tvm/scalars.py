@@ -2,6 +2,9 @@
 
 Only what IEEE defines to the last bit is here. All else (exp, tanh, ...) is looked up in tables
 that the simulator's definition fills: `edgeq.tvm.elementwise`.
+
+Nodes are made by their constructors: `a + b` in Python is `a` where `b` is 0, which loses a sign.
+A NaN is the second operand of `max` and `min`, which return it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +17,7 @@ from tvm import tirx
 from tvm.ir import Expr
 
 from edgeq.graph import float_attribute, int_attribute
-from edgeq.tvm.arithmetic import const, dtype_of, rint
+from edgeq.tvm.arithmetic import absolute, const, dtype_of, rint
 
 Scalar = Callable[[ir.Node, Sequence[Expr]], Expr]
 
@@ -25,27 +28,27 @@ def _is_float(x: Expr) -> bool:
 
 def _divide(node: ir.Node, x: Sequence[Expr]) -> Expr:
     del node
-    return x[0] / x[1] if _is_float(x[0]) else tirx.truncdiv(x[0], x[1])
+    return tirx.Div(x[0], x[1]) if _is_float(x[0]) else tirx.truncdiv(x[0], x[1])
 
 
 def _mean(node: ir.Node, x: Sequence[Expr]) -> Expr:
     del node
     dtype = dtype_of(x[0])
     share = np.dtype(dtype).type(1) / np.dtype(dtype).type(len(x))
-    return _sum(x) * const(share, dtype)
+    return tirx.Mul(_sum(x), const(share, dtype))
 
 
 def _sum(x: Sequence[Expr]) -> Expr:
-    return reduce(lambda a, b: a + b, x)
+    return reduce(tirx.Add, x)
 
 
 def _clip(node: ir.Node, x: Sequence[Expr]) -> Expr:
     del node
     found = x[0]
     if len(x) > 1 and x[1] is not None:
-        found = tirx.max(found, x[1])
+        found = tirx.max(x[1], found)
     if len(x) > 2 and x[2] is not None:
-        found = tirx.min(found, x[2])
+        found = tirx.min(x[2], found)
     return found
 
 
@@ -63,17 +66,17 @@ def _round(node: ir.Node, x: Sequence[Expr]) -> Expr:
 
 def _relu(node: ir.Node, x: Sequence[Expr]) -> Expr:
     del node
-    return tirx.max(x[0], const(0, dtype_of(x[0])))
+    return tirx.max(const(0, dtype_of(x[0])), x[0])
 
 
 def _leaky_relu(node: ir.Node, x: Sequence[Expr]) -> Expr:
     slope = const(np.float32(float_attribute(node, "alpha", 0.01)), "float32")
-    return tirx.Select(x[0] < const(0, "float32"), x[0] * slope, x[0])
+    return tirx.Select(x[0] < const(0, "float32"), tirx.Mul(x[0], slope), x[0])
 
 
 def _prelu(node: ir.Node, x: Sequence[Expr]) -> Expr:
     del node
-    return tirx.Select(x[0] < const(0, dtype_of(x[0])), x[0] * x[1], x[0])
+    return tirx.Select(x[0] < const(0, dtype_of(x[0])), tirx.Mul(x[0], x[1]), x[0])
 
 
 def _of(function: Callable[..., Expr]) -> Scalar:
@@ -88,8 +91,8 @@ def _of(function: Callable[..., Expr]) -> Scalar:
 
 SCALARS: Mapping[str, Scalar] = MappingProxyType(
     {
-        "Abs": _of(lambda x: tirx.Select(x < const(0, dtype_of(x)), -x, x)),
-        "Add": _of(lambda a, b: a + b),
+        "Abs": _of(absolute),
+        "Add": _of(tirx.Add),
         "And": _of(tirx.And),
         "Cast": _cast,
         "Clip": _clip,
@@ -104,16 +107,16 @@ SCALARS: Mapping[str, Scalar] = MappingProxyType(
         "Max": _of(lambda *x: reduce(tirx.max, x)),
         "Mean": _mean,
         "Min": _of(lambda *x: reduce(tirx.min, x)),
-        "Mul": _of(lambda a, b: a * b),
+        "Mul": _of(tirx.Mul),
         "Neg": _of(lambda x: -x),
         "Not": _of(tirx.Not),
         "Or": _of(tirx.Or),
         "PRelu": _prelu,
-        "Reciprocal": _of(lambda x: const(1, dtype_of(x)) / x),
+        "Reciprocal": _of(lambda x: tirx.Div(const(1, dtype_of(x)), x)),
         "Relu": _relu,
         "Round": _round,
         "Sqrt": _of(tirx.sqrt),
-        "Sub": _of(lambda a, b: a - b),
+        "Sub": _of(tirx.Sub),
         "Sum": _of(lambda *x: _sum(x)),
         "Where": _of(tirx.Select),
     }
