@@ -184,7 +184,7 @@ def test_flash_and_ram_are_measured(tmp_path):
         pytest.skip(f"needs {'; '.join(missing)}")
     sources = tvm_programs.sources(device)
     folder = write(sources.files, tmp_path / "bundle")
-    command = ["make", "-s", "-C", folder, "size"]
+    command = ["make", "-s", "-C", str(folder), "size"]
     made = subprocess.run(command, capture_output=True, text=True, check=True)
     text, data, bss = map(int, made.stdout.splitlines()[-1].split()[:3])
     assert 1000 < text - sources.weights < 10000
