@@ -2,6 +2,7 @@
 
 import ctypes
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import tvm
 from numpy.typing import NDArray
 
 from edgeq.tvm.codegen import compile_kernels
-from edgeq.tvm.dot import Isa
+from edgeq.tvm.devices import Device
+from edgeq.tvm.dot import ISAS, Isa
 from edgeq.tvm.linear import Codes, LinearProblem, LoweredLinear, lower_linear
 from edgeq.tvm.program import SLACK, Buffer, Kernel
 
@@ -23,6 +25,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "avx2": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "haswell"},
     "vector": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"},
     "scalar": {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"},
+    "c": {"kind": "c"},
 }
 
 
@@ -100,12 +103,14 @@ def kernels(made: LoweredLinear) -> list[Kernel]:
     return [Kernel(step.symbol, step.function, (), nowhere, "") for step in made.steps]
 
 
-def link(code: bytes, folder: Path) -> ctypes.CDLL:
-    """Return an object file as a loaded library."""
-    (folder / "linear.o").write_bytes(code)
-    command = ["gcc", "-shared", "-o", str(folder / "linear.so"), str(folder / "linear.o")]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(folder / "linear.so"))
+def link(code: bytes, folder: Path, *, is_source: bool = False) -> ctypes.CDLL:
+    """Return an object file or C source as a loaded library."""
+    source = folder / ("linear.c" if is_source else "linear.o")
+    source.write_bytes(code)
+    library = folder / "linear.so"
+    command = ["gcc", "-O2", "-fPIC", "-fno-strict-aliasing", "-shared", "-o"]
+    subprocess.run([*command, str(library), str(source)], check=True)
+    return ctypes.CDLL(str(library))
 
 
 class Guarded:
@@ -151,11 +156,50 @@ def call(library: ctypes.CDLL, made: LoweredLinear, case: Case) -> Array:
     return memory["y"].array
 
 
-def run(case: Case, isa: Isa, folder: Path) -> Array:
-    """Compile, link and call the kernels of one case."""
-    made = lower(case, isa)
-    target = tvm.target.Target(TARGETS[isa.name])
-    return call(link(compile_kernels(kernels(made), target), folder), made, case)
+def run(case: Case, name: str, folder: Path) -> Array:
+    """Compile, link and call the kernels of one case: with an Isa of TARGETS, or as C source."""
+    made = lower(case, ISAS["scalar" if name == "c" else name])
+    code = compile_kernels(kernels(made), tvm.target.Target(TARGETS[name]))
+    return call(link(code, folder, is_source=name == "c"), made, case)
+
+
+def run_on(device: Device, isa: Isa, table: Sequence[Case], folder: Path) -> list[Array]:
+    """Run the kernels of all cases in one program for a device, by its emulator."""
+    made = [lower(case, isa, f"linear{i}") for i, case in enumerate(table)]
+    target = {k: list(v) if isinstance(v, tuple) else v for k, v in device.target.items()}
+    every = [kernel for one in made for kernel in kernels(one)]
+    (folder / "linear.o").write_bytes(compile_kernels(every, tvm.target.Target(target)))
+    text = ["#include <stdint.h>", "#include <stdio.h>"]
+    body, sizes = [], []
+    for case, one in zip(table, made, strict=True):
+        (step,) = one.steps
+        names = {role: f"{step.symbol}_{role}" for role in step.roles}
+        p = case.problem
+        memory = {"x": case.x, **one.constants}
+        for role, array in memory.items():
+            size = array.nbytes + (0 if role == "x" else SLACK)
+            values = ",".join(map(str, array.view(np.uint8).ravel()))
+            text.append(f"_Alignas(64) uint8_t {names[role]}[{size}] = {{{values}}};")
+        free = {"y": (p.y_dtype, p.y_elements), **one.scratch}
+        for role, (dtype, elements) in free.items():
+            size = elements * np.dtype(dtype).itemsize + (0 if role == "y" else SLACK)
+            text.append(f"_Alignas(64) uint8_t {names[role]}[{size}];")
+        text.append(f"void {step.symbol}({', '.join(['void *'] * len(step.roles))});")
+        sizes.append(p.y_elements * np.dtype(p.y_dtype).itemsize)
+        body.append(f"{step.symbol}({', '.join(names[role] for role in step.roles)});")
+        body.append(f"fwrite({names['y']}, 1, {sizes[-1]}, stdout);")
+    text.append(f"int main(void) {{ {' '.join(body)} return 0; }}")
+    (folder / "main.c").write_text("\n".join(text))
+    program = str(folder / "program")
+    sources = [str(folder / "main.c"), str(folder / "linear.o")]
+    subprocess.run([device.compiler, *device.flags, "-static", "-o", program, *sources], check=True)
+    command = device.runner.format(program).split()
+    written = subprocess.run(command, check=True, capture_output=True).stdout
+    pieces = np.split(np.frombuffer(written, np.uint8), np.cumsum(sizes))[:-1]
+    return [
+        piece.view(case.problem.y_dtype).reshape(expected(case).shape)
+        for piece, case in zip(pieces, table, strict=True)
+    ]
 
 
 def codes(zero: int = 0, dtype: str = "uint8") -> Codes:
