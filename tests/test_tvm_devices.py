@@ -17,6 +17,7 @@ from edgeq.tvm.toolchain import CheckResult, missing_tools, read_result, run_che
 pytest.importorskip("tvm", reason="needs TVM: pip install edgeq[tvm]")
 
 from edgeq.tvm import codegen
+from edgeq.tvm.dot import ISAS
 from edgeq.tvm.native_runner import NativeRunner
 from tests import tvm_programs
 
@@ -60,6 +61,10 @@ def test_all_bits_are_equal_on_the_emulated_device(device, tmp_path):
     result = checked(tvm_programs.sources(device).files, device, tmp_path, taps=True)
     assert result.passed and result.first == "", result.output
     assert (result.runs, result.compared) == (4, 2 * ELEMENTS)
+
+
+def test_every_device_multiplies_in_a_known_way():
+    assert {device.isa for device in DEVICES.values()} <= set(ISAS)
 
 
 def test_without_taps_only_outputs_are_compared(tmp_path):

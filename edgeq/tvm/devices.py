@@ -10,7 +10,6 @@ from typing import Literal
 
 from edgeq.errors import UnknownNameError, suggest
 
-Isa = Literal["avx2", "vnni512", "neon", "sdot", "rvv", "simd128", "scalar"]
 Platform = Literal["hosted", "semihosting", "wasm"]
 TargetDict = Mapping[str, str | int | tuple[str, ...]]
 
@@ -55,8 +54,7 @@ class Device:
         name: As the user types it.
         summary: One line for people.
         target: TVM's target; an LLVM triple with its features, or the kind `c`.
-        isa: The dot product that kernels are written for.
-        lanes: Elements of 32 bits that one vector instruction computes.
+        isa: How kernels multiply: a name in `edgeq.tvm.dot.ISAS`.
         compiler: The C compiler for everything around the kernels.
         flags: Its options.
         runner: The command that runs a program made for the device; `{}` is the program.
@@ -71,8 +69,7 @@ class Device:
     name: str
     summary: str
     target: TargetDict
-    isa: Isa
-    lanes: int
+    isa: str
     compiler: str
     flags: tuple[str, ...] = ()
     runner: str = "{}"
@@ -144,7 +141,6 @@ def _cortex_m(name: str, summary: str, cpu: str, fpu: str, board: str) -> Device
         summary,
         _llvm("thumbv7em-none-eabihf", cpu, float_abi="hard", vector_width=32),
         isa="scalar",
-        lanes=1,
         compiler="arm-none-eabi-gcc",
         flags=(f"-mcpu={cpu}", "-mthumb", "-mfloat-abi=hard", f"-mfpu={fpu}"),
         runner=f"qemu-system-arm -M {board} {_SEMIHOSTED}",
@@ -162,7 +158,6 @@ _DEVICES = (
         "x86-64 CPUs with AVX2, Linux",
         _llvm("x86_64-linux-gnu", "haswell"),
         isa="avx2",
-        lanes=8,
         compiler="gcc",
         cpu_flags=("avx2", "fma", "bmi2"),
     ),
@@ -171,7 +166,6 @@ _DEVICES = (
         "x86-64 CPUs with AVX-512 VNNI, Linux",
         _llvm("x86_64-linux-gnu", "cascadelake"),
         isa="vnni512",
-        lanes=16,
         compiler="gcc",
         cpu_flags=("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
     ),
@@ -180,7 +174,6 @@ _DEVICES = (
         "64-bit Arm (from Cortex-A53 on), Linux and Android",
         _llvm("aarch64-linux-gnu", "cortex-a53"),
         isa="neon",
-        lanes=4,
         compiler="aarch64-linux-gnu-gcc",
         runner="qemu-aarch64 -cpu cortex-a53 {}",
     ),
@@ -189,7 +182,6 @@ _DEVICES = (
         "64-bit Arm with dot product (from Cortex-A76 on), Linux and Android",
         _llvm("aarch64-linux-gnu", "cortex-a76"),
         isa="sdot",
-        lanes=4,
         compiler="aarch64-linux-gnu-gcc",
         runner="qemu-aarch64 -cpu cortex-a76 {}",
     ),
@@ -197,8 +189,7 @@ _DEVICES = (
         "tvm-armv7",
         "32-bit Arm with NEON (from Cortex-A7 on), hard float, Linux",
         _llvm("armv7a-linux-gnueabihf", "cortex-a7", "+neon", float_abi="hard"),
-        isa="neon",
-        lanes=4,
+        isa="neon32",
         compiler="arm-linux-gnueabihf-gcc",
         flags=("-mcpu=cortex-a7", "-mfpu=neon-vfpv4", "-mfloat-abi=hard"),
         runner="qemu-arm -cpu cortex-a7 {}",
@@ -208,7 +199,6 @@ _DEVICES = (
         "64-bit RISC-V (rv64gc), Linux",
         _llvm("riscv64-linux-gnu", "generic-rv64", *_RISCV, abi="lp64d"),
         isa="scalar",
-        lanes=1,
         compiler="riscv64-linux-gnu-gcc",
         runner="qemu-riscv64 -cpu rv64 {}",
     ),
@@ -217,7 +207,6 @@ _DEVICES = (
         "64-bit RISC-V with vectors (rv64gcv), Linux",
         _llvm("riscv64-linux-gnu", "generic-rv64", *_RISCV, "+v", abi="lp64d"),
         isa="rvv",
-        lanes=4,
         compiler="riscv64-linux-gnu-gcc",
         runner="qemu-riscv64 -cpu rv64,v=true,vext_spec=v1.0,vlen=128 {}",
     ),
@@ -230,7 +219,6 @@ _DEVICES = (
         "WebAssembly with 128-bit SIMD: browsers and wasm runtimes",
         _llvm("wasm32-unknown-unknown", "generic", "+simd128", vector_width=128),
         isa="simd128",
-        lanes=4,
         compiler="clang",
         flags=("--target=wasm32", "-ffreestanding", "-msimd128", "-mbulk-memory"),
         runner="python3 run_wasm.py {}",
@@ -242,7 +230,6 @@ _DEVICES = (
         "C11 source for any compiler; checked on this machine",
         MappingProxyType({"kind": "c"}),
         isa="scalar",
-        lanes=1,
         compiler="gcc",
         flags=("-O3",),  # all vectors are the compiler's
         golden_bytes=2**21,
