@@ -63,6 +63,11 @@ def test_all_bits_are_equal_on_the_emulated_device(device, tmp_path):
     assert (result.runs, result.compared) == (4, 2 * ELEMENTS)
 
 
+def test_the_page_lists_every_device():
+    text = (Path(__file__).parent.parent / "docs" / "devices.md").read_text()
+    assert re.findall(r"^\| `(tvm-[a-z0-9-]+)` \|", text, re.MULTILINE) == list(DEVICES)
+
+
 def test_every_device_multiplies_in_a_known_way():
     assert {device.isa for device in DEVICES.values()} <= set(ISAS)
 
