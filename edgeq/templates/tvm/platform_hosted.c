@@ -33,10 +33,13 @@ const char *__asan_default_options(void) { return "detect_leaks=0"; } /* the pro
 void edgeq_put(const char *text) { fputs(text, stdout); }
 
 uint64_t edgeq_nanoseconds(void) {
-  struct timespec now;
-  return timespec_get(&now, TIME_UTC) == 0
-             ? 0
-             : (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+  struct timespec now = {0, 0};
+#ifdef CLOCK_MONOTONIC
+  clock_gettime(CLOCK_MONOTONIC, &now);
+#else
+  timespec_get(&now, TIME_UTC);
+#endif
+  return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
 int main(void) { return edgeq_check(); }
