@@ -18,7 +18,9 @@ pytest.importorskip("tvm", reason="needs TVM: pip install edgeq[tvm]")
 
 from edgeq.tvm import codegen
 from edgeq.tvm.dot import ISAS
+from edgeq.tvm.model_source import C_TYPES
 from edgeq.tvm.native_runner import NativeRunner
+from edgeq.tvm.sources import make_sources
 from tests import tvm_programs
 
 pytestmark = pytest.mark.tvm
@@ -161,6 +163,23 @@ def test_a_workspace_that_is_too_small_is_found(device, cflags, complaint, tmp_p
     files["edgeq_model.h"] = files["edgeq_model.h"].replace(old, new)
     with pytest.raises(BundleError, match=complaint):
         checked(files, device, tmp_path, cflags=cflags)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+@pytest.mark.parametrize("name", ["tvm-x86-64", "tvm-c"])
+def test_every_type_goes_in_and_out(name, shape, tmp_path):
+    device = DEVICES[name]
+    program, golden = tvm_programs.copies(list(C_TYPES), shape)
+    kernels = codegen.compile_kernels(program.kernels, device.target)
+    files = make_sources(program, device, kernels, golden, {}).files
+    result = checked(files, device, tmp_path)
+    assert result.passed and result.compared == len(C_TYPES) * int(np.prod(shape))
+    runner = NativeRunner(tmp_path / "bundle", device, program, tmp_path)
+    arrays = zip(program.inputs, golden[0].inputs, strict=True)
+    found = runner.run({tensor.name: array for tensor, array in arrays})
+    for tensor, array in zip(program.outputs, golden[0].outputs, strict=True):
+        assert found[tensor.name].dtype == array.dtype and found[tensor.name].shape == shape
+        assert found[tensor.name].tobytes() == array.tobytes(), tensor.name
 
 
 def test_the_library_gives_outputs_and_taps(tmp_path):

@@ -2,7 +2,7 @@
 requantize, a change of layout and a float tail; uint8, int8, int32 and float32 buffers."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,6 +187,33 @@ def sources(device: Device, *, rounded: Rounded = half_to_even, runs: int = 4) -
     made = program(held, rounded)
     kernels = compile_kernels(made.kernels, tvm.target.Target(dict(device.target)))
     return make_sources(made, device, kernels, golden(held, made, runs), CODES, model="tiny")
+
+
+def copied(dtype: str, elements: int) -> list[te.Tensor]:
+    """Return what is read and what is written by a kernel that copies."""
+    x = te.placeholder((elements,), dtype, "x")
+    return [x, te.compute(x.shape, lambda n: x[n], "y")]
+
+
+def copies(dtypes: Sequence[str], shape: tuple[int, ...]) -> tuple[Program, list[GoldenRun]]:
+    """Return a program with an input and an output of each type, and runs of it."""
+    kernels, inputs, outputs = [], [], []
+    random = np.random.default_rng(3)
+    arrays = []
+    for dtype in dtypes:
+        values = random.integers(0, 256, (*shape, np.dtype(dtype).itemsize)).astype(np.uint8)
+        values = values % 2 if dtype == "bool" else values
+        arrays.append(np.ascontiguousarray(values).view(dtype).reshape(shape))
+        layout = Layout.plain(shape)
+        source, result = (
+            Buffer(f"{kind}_{dtype}", dtype, arrays[-1].size, kind) for kind in ("input", "output")
+        )
+        function = te.create_prim_func(copied(dtype, source.elements))
+        kernels.append(Kernel(f"copy_{dtype}", function, (source, result), result, "Identity"))
+        inputs.append(Tensor(source.name, source, layout))
+        outputs.append(Tensor(result.name, result, layout))
+    program = Program(tuple(kernels), {}, tuple(inputs), tuple(outputs), ())
+    return program, [GoldenRun(tuple(arrays), tuple(arrays))]
 
 
 def altered_weight(files: Mapping[str, bytes]) -> dict[str, bytes]:
