@@ -129,6 +129,17 @@ def test_without_fences_a_compiled_kernel_contracts_and_is_found(name, monkeypat
     assert result.first.startswith("output 'reals' float32[1, 5, 6, 7]")
 
 
+@pytest.mark.emulated
+@pytest.mark.parametrize("name", ["tvm-x86-64", "tvm-armv7", "tvm-wasm32"])
+def test_vectors_keep_denormals(name, tmp_path):
+    device = DEVICES[name]  # NEON of Armv7 flushes them: LLVM must not use it for floats
+    program, golden = tvm_programs.denormals()
+    kernels = codegen.compile_kernels(program.kernels, device.target)
+    files = make_sources(program, device, kernels, golden, {}).files
+    result = checked(files, device, tmp_path)
+    assert result.passed and result.compared == 32
+
+
 def test_nothing_compared_is_no_success(tmp_path):
     files = dict(tvm_programs.sources(PORTABLE).files)
     files["golden.c"] = files["golden.c"].replace(b"golden_runs = 4", b"golden_runs = 0")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tvm
 from numpy.typing import NDArray
-from tvm import te, tirx
+from tvm import s_tir, te, tirx
 
 from edgeq.check_bits import digest
 from edgeq.tvm.codegen import compile_kernels
@@ -214,6 +214,30 @@ def copies(dtypes: Sequence[str], shape: tuple[int, ...]) -> tuple[Program, list
         outputs.append(Tensor(result.name, result, layout))
     program = Program(tuple(kernels), {}, tuple(inputs), tuple(outputs), ())
     return program, [GoldenRun(tuple(arrays), tuple(arrays))]
+
+
+def denormals() -> tuple[Program, list[GoldenRun]]:
+    """Return a program whose vectors of sums and products are denormal, and a run of it."""
+    x = te.placeholder((16,), "float32", "x")
+    quarter, tiny = (float(np.float32(v)) for v in (0.25, 1.05e-38))
+    results = {
+        "product": te.compute(x.shape, lambda n: x[n] * tirx.const(quarter, "float32"), "y"),
+        "sum": te.compute(x.shape, lambda n: x[n] + tirx.const(-tiny, "float32"), "y"),
+    }
+    source = Buffer("x", "float32", 16, "input")
+    kernels, outputs = [], []
+    for name, result in results.items():
+        schedule = s_tir.Schedule(tvm.IRModule({"main": te.create_prim_func([x, result])}))
+        (loop,) = schedule.get_loops(schedule.get_sblock("y"))
+        schedule.vectorize(schedule.split(loop, [None, 4])[1])
+        buffer = Buffer(name, "float32", 16, "output")
+        kernels.append(Kernel(f"{name}_of", schedule.mod["main"], (source, buffer), buffer, name))
+        outputs.append(Tensor(name, buffer, Layout.plain((16,))))
+    values = np.arange(1, 17).astype(np.float32) * np.float32(1e-39)
+    golden = GoldenRun((values,), (values * np.float32(quarter), values + np.float32(-tiny)))
+    assert all(np.abs(y).max() < np.finfo(np.float32).tiny for y in golden.outputs[:1])
+    inputs = (Tensor("x", source, Layout.plain((16,))),)
+    return Program(tuple(kernels), {}, inputs, tuple(outputs), ()), [golden]
 
 
 def altered_weight(files: Mapping[str, bytes]) -> dict[str, bytes]:
