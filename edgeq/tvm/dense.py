@@ -127,8 +127,7 @@ class _Dense:
             sums = self._products(buffers, source, corner, offsets, panel)
             for (out_y, out_x), of_pixel in zip(pixels, sums, strict=True):
                 pixel = (sample * problem.out_h + out_y) * problem.out_w + out_x
-                for vector, acc in enumerate(of_pixel):
-                    self._leave(buffers, acc, pixel, (panel, vector))
+                self._leave(buffers, of_pixel, pixel, panel)
 
     def _products(
         self,
@@ -167,17 +166,13 @@ class _Dense:
         return sums
 
     def _leave(
-        self,
-        buffers: Mapping[str, Buffer],
-        acc: Buffer,
-        pixel: Expr,
-        place: tuple[_Panel, int],
+        self, buffers: Mapping[str, Buffer], of_pixel: list[Buffer], pixel: Expr, panel: _Panel
     ) -> None:
-        """Write the requantizing and storing of one accumulator."""
+        """Write the requantizing and storing of the accumulators of one pixel."""
         problem, lanes = self.problem, self.isa.lanes
-        panel, vector = place
-        first = panel.channel + vector * lanes
-        multiplier = emit.load(buffers["multiplier"], first, lanes)
-        value = requantize(emit.load(acc, 0, lanes), multiplier, problem.y, lanes)
-        used = panel.last if vector == panel.width - 1 else lanes
-        store_first(buffers["y"], pixel * problem.out_c + first, value, lanes, used)
+        values = []
+        for vector, acc in enumerate(of_pixel):
+            multiplier = emit.load(buffers["multiplier"], panel.channel + vector * lanes, lanes)
+            values.append(requantize(emit.load(acc, 0, lanes), multiplier, problem.y, lanes))
+        used = (panel.width - 1) * lanes + panel.last
+        store_first(buffers["y"], pixel * problem.out_c + panel.channel, values, lanes, used)

@@ -17,7 +17,7 @@ from edgeq.tvm.linear_problem import LinearProblem
 from edgeq.tvm.lowered_linear import LoweredLinear, Step
 from edgeq.tvm.packing import fold, per_channel, stays_inside
 from edgeq.tvm.padding import PaddedCopy
-from edgeq.tvm.requantize import requantize
+from edgeq.tvm.requantize import requantize, store_first
 
 Array = NDArray[Any]
 
@@ -90,7 +90,8 @@ class _Depthwise:
                     value = emit.load(acc, 0, self.lanes)
                     value = requantize(value, multiplier, problem.y, self.lanes)
                     pixel = (sample * problem.out_h + y) * problem.out_w + x + j
-                    emit.store(buffers["y"], pixel * problem.out_c + channel, value, self.lanes)
+                    at = pixel * problem.out_c + channel
+                    store_first(buffers["y"], at, [value], self.lanes, self.lanes)
 
     def _products(
         self, buffers: Mapping[str, Buffer], source: Buffer, corner: Expr, channel: Expr

@@ -55,6 +55,7 @@ class Isa:
             one whose result is to be added, or by widening products that LLVM recognises.
         intrinsic: Its name.
         core: What a CPU that has it can hold and do.
+        weights: How they lie in memory; int16 where widening them costs time and memory is there.
     """
 
     name: str
@@ -64,11 +65,17 @@ class Isa:
     form: Literal["accumulate", "add", "widen"] = "widen"
     intrinsic: str = ""
     core: Core = Core()
+    weights: str = "int8"
 
     @property
     def is_scalar(self) -> bool:
         """Whether there are no vectors."""
         return self.lanes == 1
+
+    @property
+    def widens_weights(self) -> bool:
+        """Whether each load of weights is followed by a conversion."""
+        return self.operand == "int16" and self.weights == "int8"
 
     @property
     def step(self) -> int:
@@ -90,7 +97,7 @@ class Isa:
         found = []
         for part in range(self.step // self.group):
             packed = emit.load(w, at + part * count, count)
-            if self.operand == "int16":
+            if self.widens_weights:
                 packed = emit.cast(packed, "int16", count)
             found.append(emit.bind(packed))
         return found
@@ -127,7 +134,7 @@ ISAS = {
     for isa in (
         Isa("vnni512", 16, "uint8", 4, "accumulate", "llvm.x86.avx512.vpdpbusd.512", _AVX512),
         Isa("vnni256", 8, "uint8", 4, "accumulate", "llvm.x86.avx512.vpdpbusd.256", _AVX2),
-        Isa("avx2", 8, "int16", 2, "add", "llvm.x86.avx2.pmadd.wd", _AVX2),
+        Isa("avx2", 8, "int16", 2, "add", "llvm.x86.avx2.pmadd.wd", _AVX2, "int16"),
         Isa("sdot", 4, "int8", 4, "accumulate", "llvm.aarch64.neon.sdot.v4i32.v16i8", _ARM64),
         Isa("usdot", 4, "uint8", 4, "accumulate", "llvm.aarch64.neon.usdot.v4i32.v16i8", _ARM64),
         Isa("neon", 8),

@@ -50,7 +50,7 @@ def pack_dense(weight: Array, problem: LinearProblem, isa: Isa, width: int) -> A
         vectors[first : first + width].transpose(1, 2, 0, 3, 4, 5).ravel()
         for first in range(0, len(vectors), width)
     ]
-    return np.concatenate(panels)
+    return np.concatenate(panels).astype(isa.weights)
 
 
 def per_channel(values: Array, channels: int) -> Array:

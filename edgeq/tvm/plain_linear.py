@@ -16,7 +16,7 @@ from edgeq.tvm.emit import Buffer, Expr
 from edgeq.tvm.linear_problem import LinearProblem
 from edgeq.tvm.lowered_linear import LoweredLinear, Step
 from edgeq.tvm.packing import fold, stays_inside
-from edgeq.tvm.requantize import requantize
+from edgeq.tvm.requantize import requantize, store_first
 
 Array = NDArray[Any]
 
@@ -77,7 +77,7 @@ class _Loops:
             multiplier = emit.load(buffers["multiplier"], which, 1)
             value = requantize(emit.load(acc, 0, 1), multiplier, problem.y, 1)
             pixel = (sample * problem.out_h + y) * problem.out_w + x
-            emit.store(buffers["y"], pixel * problem.out_c + channel, value, 1)
+            store_first(buffers["y"], pixel * problem.out_c + channel, [value], 1, 1)
 
     def _products(
         self,

@@ -8,12 +8,13 @@ from edgeq.tvm import emit
 from edgeq.tvm.emit import Buffer, Expr
 from edgeq.tvm.linear_problem import Codes
 
+_TOGETHER = 16
 _MAGIC = 12582912.0
 _MAGIC_BITS = 0x4B400000
 
 
 def requantize(acc: Expr, multiplier: Expr, y: Codes | None, lanes: int) -> Expr:
-    """Return codes, or `float32(acc) * multiplier` where `y` is None."""
+    """Return codes in int32, or `float32(acc) * multiplier` where `y` is None."""
     real = emit.bind(emit.cast(acc, "float32", lanes) * multiplier)
     if y is None:
         return real
@@ -21,14 +22,25 @@ def requantize(acc: Expr, multiplier: Expr, y: Codes | None, lanes: int) -> Expr
     real = emit.bind(emit.minimum(real, high))
     real = emit.bind(emit.maximum(real, low))
     bits = emit.reinterpret(real + emit.constant(_MAGIC, "float32", lanes), "int32", lanes)
-    code = bits + emit.constant(y.zero_point - _MAGIC_BITS, "int32", lanes)
-    return emit.bind(emit.cast(code, y.dtype, lanes))
+    return emit.bind(bits + emit.constant(y.zero_point - _MAGIC_BITS, "int32", lanes))
 
 
-def store_first(y: Buffer, start: Expr, value: Expr, lanes: int, count: int) -> None:
-    """Write the first `count` of `lanes` lanes, and nothing behind them."""
-    if count == lanes:
-        emit.store(y, start, value, lanes)
-        return
-    for at, size in emit.pieces(count, lanes):
-        emit.store(y, start + at, emit.part(value, at, size), size)
+def store_first(y: Buffer, start: Expr, values: list[Expr], lanes: int, count: int) -> None:
+    """Narrow and write the first `count` lanes of vectors that follow each other.
+
+    Vectors are joined up to `_TOGETHER` lanes, for CPUs narrow several to one. Nothing is written
+    behind the last.
+    """
+    each = max(1, _TOGETHER // lanes)
+    for first in range(0, len(values), each):
+        group = values[first : first + each]
+        wide = lanes * len(group)
+        joined = group[0] if len(group) == 1 else emit.joined(group, lanes)
+        value = emit.bind(emit.cast(joined, str(y.dtype), wide))
+        at = start + first * lanes
+        used = min(wide, count - first * lanes)
+        if used == wide:
+            emit.store(y, at, value, wide)
+            continue
+        for place, size in emit.pieces(used, wide):
+            emit.store(y, at + place, emit.part(value, place, size), size)

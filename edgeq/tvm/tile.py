@@ -59,10 +59,9 @@ def _cycles(tile: Tile, problem: LinearProblem, isa: Isa) -> float:
     def panel(width: int) -> float:
         dots = pixels * width * parts * (4 * isa.lanes // isa.core.bytes or 1)
         loads = pixels + width * parts
-        others = (dots if isa.form == "add" else 0) + (
-            width * parts if isa.operand == "int16" else 0
-        )
-        issued = (dots + loads + others) / isa.core.issue
+        sums = dots if isa.form == "add" else 0
+        conversions = width * parts if isa.widens_weights else 0
+        issued = (dots + loads + sums + conversions) / isa.core.issue
         step = max(dots / isa.core.dots, loads / isa.core.loads, issued, _LATENCY * parts)
         each = step + _MOVING * loads  # equal steps: the one that moves less
         return steps * each + _LEAVE * pixels * width / isa.core.dots
