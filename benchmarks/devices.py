@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -46,16 +46,27 @@ SOME_DEVICES: Mapping[str, tuple[str, ...]] = {
 FEW = 2  # inputs for a microcontroller, which is emulated whole
 
 
+class Settings(Protocol):
+    """What a case is made with; the command line of a benchmark has it."""
+
+    recipe: str
+    runs: int
+    zoo: Path
+    bundles: Path | None
+
+
 @dataclass(frozen=True)
 class Case:
     """A quantized model with inputs to run.
 
     Attributes:
+        path: The quantized model's file.
         model: The quantized model.
         feeds: Samples, one at a time.
         options: ONNX Runtime's, of the bundle.
     """
 
+    path: Path
     model: ir.Model
     feeds: Sequence[Feeds]
     options: Mapping[str, str]
@@ -76,7 +87,7 @@ def read_case(bundle: Path, samples: Sequence[Feeds]) -> Case:
     """Open a bundle of `ort-cpu`."""
     opened = open_bundle(bundle)
     feeds = [opened.quantize_inputs(feed) for feed in samples]
-    return Case(ir.load(opened.artifact), feeds, opened.manifest.session_options)
+    return Case(opened.artifact, ir.load(opened.artifact), feeds, opened.manifest.session_options)
 
 
 def compare(case: Case, device: str, folder: Path) -> Cell:
@@ -163,7 +174,7 @@ def main() -> int:
     return int(failed > 0)
 
 
-def make_case(name: str, given: argparse.Namespace, scratch: Path) -> Case:
+def make_case(name: str, given: Settings, scratch: Path) -> Case:
     """Return a case, compiled for `ort-cpu` unless a bundle is there."""
     if name == "digits":
         data = ROOT / "samples" / "digits"

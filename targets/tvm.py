@@ -7,7 +7,7 @@ the device, or on its emulator.
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ from edgeq.qdq import operand, quantize_node
 from edgeq.targeting import Artifact, Capabilities, Feeds, GoldenRun, Runner, Target
 from edgeq.tvm.devices import DEVICES, Device
 from edgeq.tvm.sections import memory_use
-from edgeq.tvm.toolchain import missing_tools
+from edgeq.tvm.toolchain import missing_tools, modules
 
 if TYPE_CHECKING:
     from edgeq.tvm.native_runner import NativeRunner
@@ -51,6 +51,10 @@ class TvmRunner(Runner):
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         """Return every output and tap by name."""
         return self.native.run(feeds, self.taps)
+
+    def bound(self, feeds: Feeds) -> Callable[[], None]:
+        """Return a function that runs the code on `feeds`, and nothing else."""
+        return self.native.bound(feeds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +108,9 @@ class Tvm(Target):
         self, model: ir.Model, artifact: Artifact, golden: Sequence[GoldenRun]
     ) -> Artifact:
         """Return the files of the bundle: code, C around it, and its check."""
-        files = self._sources(model, self.device, golden)
+        files = dict(self._sources(model, self.device, golden))
+        if self.device.platform == "wasm":
+            files |= modules(files, self.device)
         return Artifact({**artifact.files, **files}, artifact.deployed)
 
     def load(
@@ -173,23 +179,16 @@ class Tvm(Target):
         return made.files
 
     def _load(self, model: ir.Model) -> "NativeRunner":
-        import numpy as np
-
-        from edgeq.check_bits import digest
+        from edgeq.tvm.model_source import model_source
         from edgeq.tvm.native_runner import NativeRunner
 
         host = self._host()
-        program = self._lower(model, host).program
-        # The sources want a golden run; what is in it does not matter here.
-        zeros = {
-            t.name: np.zeros(t.layout.shape, t.buffer.dtype)
-            for t in (*program.inputs, *program.outputs)
-        }
-        run = GoldenRun(zeros, zeros, {t.name: digest(np.zeros(0, np.uint8)) for t in program.taps})
+        lowered = self._lower(model, host)
+        made = model_source(lowered.program, host, lowered.kernels, _codes(model), model="model")
         folder = Path(self._folders.enter_context(tempfile.TemporaryDirectory()))
-        for name, data in self._sources(model, host, [run]).items():
+        for name, data in made.files.items():
             (folder / name).write_bytes(data)
-        return NativeRunner(folder, host, program, folder)
+        return NativeRunner(folder, host, lowered.program, folder)
 
     def _host(self) -> Device:
         """Return the device that this machine is; the target's own, if it is."""

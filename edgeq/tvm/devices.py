@@ -122,7 +122,11 @@ def _llvm(
     float_abi: str | None = None,
     vector_width: int | None = None,
 ) -> TargetDict:
-    """Return TVM's target for an LLVM triple; without a vector width TVM may print a warning."""
+    """Return TVM's target for an LLVM triple; without a vector width TVM may print a warning.
+
+    The triple has all four parts. LLVM does not see the EABI in `thumbv7em-none-eabihf`, and calls
+    `__muldf3` with floats in registers where `__aeabi_dmul` wants integers: other bits, no error.
+    """
     entries: dict[str, str | int | tuple[str, ...] | None] = {
         "kind": "llvm",
         "mtriple": triple,
@@ -139,7 +143,7 @@ def _cortex_m(name: str, summary: str, cpu: str, fpu: str, board: str) -> Device
     return Device(
         name,
         summary,
-        _llvm("thumbv7em-none-eabihf", cpu, float_abi="hard", vector_width=32),
+        _llvm("thumbv7em-unknown-none-eabihf", cpu, float_abi="hard", vector_width=32),
         isa="scalar",
         compiler="arm-none-eabi-gcc",
         flags=(f"-mcpu={cpu}", "-mthumb", "-mfloat-abi=hard", f"-mfpu={fpu}"),
@@ -156,7 +160,7 @@ _DEVICES = (
     Device(
         "tvm-x86-64",
         "x86-64 CPUs with AVX2, Linux",
-        _llvm("x86_64-linux-gnu", "haswell"),
+        _llvm("x86_64-unknown-linux-gnu", "haswell"),
         isa="avx2",
         compiler="gcc",
         cpu_flags=("avx2", "fma", "bmi2"),
@@ -164,7 +168,7 @@ _DEVICES = (
     Device(
         "tvm-x86-64-vnni",
         "x86-64 CPUs with AVX-512 VNNI, Linux",
-        _llvm("x86_64-linux-gnu", "cascadelake"),
+        _llvm("x86_64-unknown-linux-gnu", "cascadelake"),
         isa="vnni512",
         compiler="gcc",
         cpu_flags=("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
@@ -172,7 +176,7 @@ _DEVICES = (
     Device(
         "tvm-aarch64",
         "64-bit Arm (from Cortex-A53 on), Linux and Android",
-        _llvm("aarch64-linux-gnu", "cortex-a53"),
+        _llvm("aarch64-unknown-linux-gnu", "cortex-a53"),
         isa="neon",
         compiler="aarch64-linux-gnu-gcc",
         runner="qemu-aarch64 -cpu cortex-a53 {}",
@@ -180,7 +184,7 @@ _DEVICES = (
     Device(
         "tvm-aarch64-dotprod",
         "64-bit Arm with dot product (from Cortex-A76 on), Linux and Android",
-        _llvm("aarch64-linux-gnu", "cortex-a76"),
+        _llvm("aarch64-unknown-linux-gnu", "cortex-a76"),
         isa="sdot",
         compiler="aarch64-linux-gnu-gcc",
         runner="qemu-aarch64 -cpu cortex-a76 {}",
@@ -188,7 +192,7 @@ _DEVICES = (
     Device(
         "tvm-armv7",
         "32-bit Arm with NEON (from Cortex-A7 on), hard float, Linux",
-        _llvm("armv7a-linux-gnueabihf", "cortex-a7", "+neon", float_abi="hard"),
+        _llvm("armv7a-unknown-linux-gnueabihf", "cortex-a7", "+neon", float_abi="hard"),
         isa="neon32",
         compiler="arm-linux-gnueabihf-gcc",
         flags=("-mcpu=cortex-a7", "-mfpu=neon-vfpv4", "-mfloat-abi=hard"),
@@ -197,7 +201,7 @@ _DEVICES = (
     Device(
         "tvm-riscv64",
         "64-bit RISC-V (rv64gc), Linux",
-        _llvm("riscv64-linux-gnu", "generic-rv64", *_RISCV, abi="lp64d"),
+        _llvm("riscv64-unknown-linux-gnu", "generic-rv64", *_RISCV, abi="lp64d"),
         isa="scalar",
         compiler="riscv64-linux-gnu-gcc",
         runner="qemu-riscv64 -cpu rv64 {}",
@@ -205,7 +209,7 @@ _DEVICES = (
     Device(
         "tvm-riscv64-v",
         "64-bit RISC-V with vectors (rv64gcv), Linux",
-        _llvm("riscv64-linux-gnu", "generic-rv64", *_RISCV, "+v", abi="lp64d"),
+        _llvm("riscv64-unknown-linux-gnu", "generic-rv64", *_RISCV, "+v", abi="lp64d"),
         isa="rvv",
         compiler="riscv64-linux-gnu-gcc",
         runner="qemu-riscv64 -cpu rv64,v=true,vext_spec=v1.0,vlen=128 {}",

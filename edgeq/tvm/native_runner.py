@@ -5,7 +5,7 @@ The C is built as a shared library with taps; each tap copies its tensor out.
 
 import ctypes
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,23 @@ class NativeRunner:
         assert status == 0, f"edgeq_model_run returned {status}"
         by_name = {t.name: a for t, a in zip(self._program.outputs, outputs, strict=True)}
         return by_name | found
+
+    def bound(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+        """Return a function that runs the code on `feeds`, and nothing else.
+
+        Raises:
+            DataError: An input is missing, or has another dtype or shape.
+        """
+        inputs = [_input(tensor, feeds) for tensor in self._program.inputs]
+        outputs = [np.empty(t.layout.shape, t.buffer.dtype) for t in self._program.outputs]
+        arguments = _pointers(inputs), _pointers(outputs), ctypes.c_void_p(self._arena)
+        call, arrays = self._library.edgeq_model_run, (inputs, outputs)
+
+        def run() -> None:
+            assert arrays  # they live as long as this function
+            call(*arguments)
+
+        return run
 
 
 def _build(folder: Path, device: Device, into: Path) -> Path:
