@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from edgeq.errors import UnsupportedOperatorError
 from edgeq.tvm.dense import lower_dense
 from edgeq.tvm.depthwise import lower_depthwise
+from edgeq.tvm.depthwise_dot import lower_depthwise_dot
 from edgeq.tvm.dot import ISAS, Isa
 from edgeq.tvm.linear_problem import Codes, LinearProblem
 from edgeq.tvm.lowered_linear import LoweredLinear, Step
@@ -53,5 +54,9 @@ def lower_linear(
     if isa.is_scalar or (problem.groups > 1 and not problem.is_depthwise):
         return lower_plain(symbol, problem, weight, bias, multiplier)
     if problem.is_depthwise:
+        if isa.lanes >= 8 and isa.form != "widen":
+            made = lower_depthwise_dot(symbol, problem, weight, bias, multiplier, isa)
+            if made is not None:
+                return made
         return lower_depthwise(symbol, problem, weight, bias, multiplier, isa)
     return lower_dense(symbol, problem, weight, bias, multiplier, isa)
