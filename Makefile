@@ -7,7 +7,7 @@ DEMO := build/demo
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench samples clean
+.PHONY: help demo test check bench devices samples clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ check: $(VENV)/dev.stamp ## Lint, check the format, the types and the layers
 bench: $(VENV)/test.stamp ## Measure accuracy and speed on the models of ../shared/zoo
 	$(BIN)/python -m benchmarks.accuracy --keep build/bench
 	$(BIN)/python -m benchmarks.deployed --bundles build/bench
+
+devices: $(VENV)/test.stamp ## Compare every model of ../shared/zoo on every device, on emulators
+	$(BIN)/python -m benchmarks.devices --bundles build/bench
 
 samples: $(VENV)/test.stamp ## Train the digits classifier anew
 	$(BIN)/python samples/digits/train.py

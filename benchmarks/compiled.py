@@ -24,6 +24,7 @@ import onnxruntime as ort
 from benchmarks.cases import ZOO
 from benchmarks.devices import Case, make_case
 from edgeq.targeting import find_target
+from edgeq.targets.tvm import TvmRunner
 from edgeq.tvm.devices import DEVICES
 from edgeq.tvm.toolchain import missing_tools
 
@@ -50,6 +51,7 @@ def compiled(case: Case, device: str) -> Timed:
     target = find_target(device)
     model = target.specialize(case.model, case.feeds[0])
     runner = target.load(model)
+    assert isinstance(runner, TvmRunner)
     seconds = time.perf_counter() - start
     return Timed(device, runner.bound(case.feeds[0]), seconds)
 

@@ -6,10 +6,12 @@ the registers of their arguments nothing fails: the results are other numbers.
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 
 pytest.importorskip("tvm", reason="needs edgeq[tvm]")
 
@@ -60,7 +62,7 @@ def case(names: list[str]) -> Case:
         f'<ir_version: 10, opset_import: ["": 21]> g ({inputs}) => ({outputs}) {{ {nodes} }}'
     )
     random = np.random.default_rng(0)
-    feeds = {
+    feeds: dict[str, NDArray[Any]] = {
         "a": np.abs(random.normal(size=SIZE)) * 1e3 + 0.01,
         "b": random.normal(size=SIZE) * 7e5,
         "c": np.abs(random.normal(size=SIZE)).astype(np.float32) * 50,
