@@ -3,8 +3,8 @@
 import ctypes
 import mmap
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +83,10 @@ class Memory:
 class Compiled:
     """A program, loaded."""
 
-    def __init__(self, program: Program, target: str, folder: Path) -> None:
-        """Compile it for `target`, one of TARGETS, with files in `folder`."""
+    def __init__(self, program: Program, library: ctypes.CDLL, prefix: str = "") -> None:
+        """Find its kernels in `library`, where their names have the prefix."""
         self.program = program
-        how = tvm.target.Target(dict(TARGETS[target][1]))
-        code = codegen.compile_kernels(program.kernels, how)
-        source = folder / ("kernels.c" if target == "c" else "kernels.o")
-        source.write_bytes(code)
-        library = folder / "kernels.so"
-        command = ["gcc", *_CFLAGS, "-shared", "-fPIC", "-o", str(library), str(source), "-lm"]
-        subprocess.run(command, check=True)
-        loaded = ctypes.CDLL(str(library))
-        self.functions = [getattr(loaded, kernel.symbol) for kernel in program.kernels]
+        self.functions = [getattr(library, prefix + kernel.symbol) for kernel in program.kernels]
 
     def run(self, feeds: Feeds, fill: int = 0) -> dict[str, Array]:
         """Return outputs and taps by name; what no kernel writes is random, seeded by `fill`."""
@@ -130,14 +122,42 @@ def differing(found: Array, expected: Array) -> int:
     return int((~alike & ~nan).sum())
 
 
-def check(model: ir.Model, feeds: Feeds, target: str, folder: Path) -> Program:
-    """Hold every output and tap against the simulator; twice, with other bytes in between."""
-    static, program = lowered(model, feeds, TARGETS[target][0])
-    compiled = Compiled(program, target, folder)
+def load(programs: Sequence[Program], target: str, folder: Path) -> list[Compiled]:
+    """Compile programs for `target`, one of TARGETS, together, with files in `folder`."""
+    kernels = [
+        replace(kernel, symbol=f"p{number}_{kernel.symbol}")
+        for number, program in enumerate(programs)
+        for kernel in program.kernels
+    ]
+    code = codegen.compile_kernels(kernels, tvm.target.Target(dict(TARGETS[target][1])))
+    source = folder / ("kernels.c" if target == "c" else "kernels.o")
+    source.write_bytes(code)
+    library = folder / "kernels.so"
+    command = ["gcc", *_CFLAGS, "-shared", "-fPIC", "-o", str(library), str(source), "-lm"]
+    subprocess.run(command, check=True)
+    loaded = ctypes.CDLL(str(library))
+    return [Compiled(program, loaded, f"p{i}_") for i, program in enumerate(programs)]
+
+
+def hold(compiled: Compiled, static: StaticModel, feeds: Feeds) -> int:
+    """Hold every output and tap against the simulator, and return how many elements these are.
+
+    It is run twice: what lies in memory before must not matter.
+    """
+    program, count = compiled.program, 0
     names = [tensor.name for tensor in (*program.taps, *program.outputs)]
     expected = Simulator(static.model).run(feeds, names)
     for fill in (0, 1):
         for name, array in compiled.run(feeds, fill).items():
-            count = differing(array, expected[name])
-            assert count == 0, f"{name}: {count} of {array.size} differ\n{array}\n{expected[name]}"
+            wrong = differing(array, expected[name])
+            count += array.size
+            assert not wrong, f"{name}: {wrong} of {array.size}\n{array}\n{expected[name]}"
+    return count
+
+
+def check(model: ir.Model, feeds: Feeds, target: str, folder: Path) -> Program:
+    """Compile a model alone, and hold it against the simulator."""
+    static, program = lowered(model, feeds, TARGETS[target][0])
+    (compiled,) = load([program], target, folder)
+    assert hold(compiled, static, feeds)
     return program

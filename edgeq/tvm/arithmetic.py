@@ -1,5 +1,4 @@
-"""Scalar arithmetic as TIR: single IEEE operations, rounding and saturation without instructions
-that some CPUs lack.
+"""Scalar arithmetic as TIR: IEEE operations, rounding and saturation that every CPU can do.
 
 Rounding to nearest, ties to even, is done by addition: `x + 1.5 * 2**23` has a unit of 1 in its
 last place. LLVM and C compilers keep the addition as it is, for reassociation is never allowed.

@@ -116,8 +116,9 @@ def _with_pointers(function: PrimFunc) -> PrimFunc:
     statements = []
     for statement in body.seq if isinstance(body, tirx.SeqStmt) else [body]:
         if isinstance(statement, tirx.DeclBuffer) and isinstance(statement.data, tvm.ir.Call):
-            pointer = pointers[statement.data.args[0].name]
-            statement = tirx.DeclBuffer(statement.buffer, data=pointer)
+            pointer = pointers.get(statement.data.args[0].name)  # None: local, in another's place
+            if pointer is not None:
+                statement = tirx.DeclBuffer(statement.buffer, data=pointer)
         statements.append(statement)
     parameters = [pointers[p.name] for p in function.params]
     return PrimFunc(parameters, tirx.SeqStmt(statements), None, function.attrs)

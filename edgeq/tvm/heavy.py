@@ -19,9 +19,9 @@ from edgeq.operators import OPERATORS, pooling
 from edgeq.operators.binding import bind, describe
 from edgeq.tvm.arithmetic import const
 from edgeq.tvm.elementwise import combined
-from edgeq.tvm.linear_groups import write_product
 from edgeq.tvm.loops import Nest, nested
 from edgeq.tvm.pointwise import Pointwise
+from edgeq.tvm.products import write_product
 from edgeq.tvm.program import Layout
 from edgeq.tvm.quantization import quantized
 from edgeq.tvm.scalars import SCALARS
@@ -196,9 +196,7 @@ def _average_pool(to: "Lowering", node: ir.Node) -> None:
     )
     shares = to.parameter(counts.astype(dtype) if np.unique(counts).size > 1 else
                           np.asarray(counts.flat[0], dtype))  # fmt: skip
-    x = combined(
-        [sums, shares], sums.shape, dtype, lambda v: v[0] / v[1], lambda a, b: a / b, 4
-    )
+    x = combined([sums, shares], sums.shape, dtype, lambda v: v[0] / v[1], lambda a, b: a / b, 4)
     to.keep(node.outputs[0], x)
 
 
@@ -371,39 +369,20 @@ def _cumulative_sum(to: "Lowering", node: ir.Node) -> None:
 def _matmul_integer(to: "Lowering", node: ir.Node) -> None:
     zeros = [_constant(to, node, number) for number in (2, 3)]
     a, b = (0 if zero is None else int(zero.reshape(())) for zero in zeros)
-    write_product(to, _source(node), _source(node, 1), node.outputs[0], (a, b), lambda acc: acc)
+    operands = _source(node), _source(node, 1)
+    write_product(to, operands, node.outputs[0], (a, b), lambda acc: acc)
 
 
 def _matmul(to: "Lowering", node: ir.Node) -> None:
     """A product of floats whose sums are exact: in any order the same."""
-    output = node.outputs[0]
-    a, b = (to.stored(_source(node, number)) for number in (0, 1))
-    lead = to.shape(output)[:-2]
-    left = View.of(a).broadcast((*lead, *a.layout.shape[-2:]))
-    right = View.of(b).broadcast((*lead, *b.layout.shape[-2:]))
-    rows, depth = left.shape[-2:]
-    columns = right.shape[-1]
-    shape = (*lead, rows, columns, depth)
-    wide_left = View(left.buffer, left.base, (*left.axes[:-1], np.zeros(1, np.int64), left.axes[-1]))
-    wide_right = View(
-        right.buffer, right.base,
-        (*right.axes[:-2], np.zeros(1, np.int64), right.axes[-1], right.axes[-2]),
-    )  # fmt: skip
-    x = combined(
-        [Pointwise.of_view(wide_left), Pointwise.of_view(wide_right)], shape, to.dtype(output),
-        lambda v: v[0] * v[1], lambda p, q: p * q, 1,
-    )  # fmt: skip
-    tensor = to.new(output)
-    view = View.of(tensor).moved(lambda places: places[..., None])
-    assert view is not None
-    dtype = to.dtype(output)
-    to.builder.reduce(
-        x, view, [len(shape) - 1], const(0, dtype), lambda p, q: p + q, f"MatMul {output.name}"
-    )
+    operands = _source(node), _source(node, 1)
+    write_product(to, operands, node.outputs[0], (0, 0), lambda total: total)
 
 
 def _arg_max(to: "Lowering", node: ir.Node) -> None:
-    raise UnsupportedOperatorError(f"{describe(node)}: not on devices; cut the graph in front of it")
+    raise UnsupportedOperatorError(
+        f"{describe(node)}: not on devices; cut the graph in front of it"
+    )
 
 
 def quantized_by_channel(
@@ -431,9 +410,7 @@ def quantized_by_channel(
     return quantized(x, scale, zero, qtype, evaluate)
 
 
-def _parameter(
-    to: "Lowering", node: ir.Node, value: ir.Value, shape: tuple[int, ...]
-) -> Pointwise:
+def _parameter(to: "Lowering", node: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> Pointwise:
     """Return a scale or zero point such that it broadcasts to `shape`."""
     x = to.pointwise(value)
     if int(np.prod(x.shape)) == 1:

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 from tvm.ir import Expr
 
@@ -17,10 +16,9 @@ from edgeq.qdq import LinearGroup
 from edgeq.tvm.arithmetic import const
 from edgeq.tvm.linear import lower_linear
 from edgeq.tvm.linear_problem import Codes, LinearProblem
-from edgeq.tvm.loops import Nest, product_kernel
+from edgeq.tvm.products import write_product
 from edgeq.tvm.program import Tensor
 from edgeq.tvm.quantization import product, requantized
-from edgeq.tvm.views import View
 
 if TYPE_CHECKING:
     from edgeq.tvm.lower import Lowering
@@ -123,9 +121,7 @@ def _emit(
             raise UnsupportedOperatorError(f"{describe(group.node)}: a bias for each row")
     zero = group.w.qparams.zero_point
     symbol = to.builder.symbol(group.node.op_type)
-    made = lower_linear(
-        symbol, problem, weight, np.asarray(zero), bias, _multiplier(group), to.isa
-    )
+    made = lower_linear(symbol, problem, weight, np.asarray(zero), bias, _multiplier(group), to.isa)
     places = {"x": x.buffer, "y": y.buffer}
     places |= {role: to.builder.constant(array) for role, array in made.constants.items()}
     for role, (dtype, elements) in made.scratch.items():
@@ -175,31 +171,5 @@ def _dynamic(to: "Lowering", group: LinearGroup) -> None:
         raise UnsupportedOperatorError(f"{describe(group.node)}: its operands are values")
     zeros = int(group.x.qparams.zero_point), int(group.w.qparams.zero_point)
     transposed = bool(int_attribute(group.node, "transB", 0))
-    write_product(
-        to, group.x.codes, group.w.codes, group.output, zeros, _finish(group), transposed=transposed
-    )
-
-
-def write_product(
-    to: "Lowering",
-    a: ir.Value,
-    b: ir.Value,
-    output: ir.Value,
-    zeros: tuple[int, int],
-    finish: Any,
-    *,
-    transposed: bool = False,
-) -> None:
-    """Write the product of two values, batched and broadcast; sums are int32."""
-    left, right = View.of(to.stored(a)), View.of(to.stored(b))
-    if transposed:
-        right = View(right.buffer, right.base, (*right.axes[:-2], right.axes[-1], right.axes[-2]))
-    y = to.new(output, tuple(range(len(to.shape(output)))))
-    lead = to.shape(output)[:-2]
-    left = left.broadcast((*lead, *left.shape[-2:]))
-    right = right.broadcast((*lead, *right.shape[-2:]))
-    nest = Nest(to.builder.constant)
-    function = product_kernel(nest, left, right, View.of(y), zeros, finish)
-    to.builder.add(function, nest.arguments, y.buffer, f"MatMul {output.name}")
-
-
+    operands = group.x.codes, group.w.codes
+    write_product(to, operands, group.output, zeros, _finish(group), transposed=transposed)

@@ -185,7 +185,7 @@ class Lowering:
         """Note what a value is; store it where that is better."""
         name = str(value.name)
         self._values[name] = x
-        codes = x.dtype in ("uint8", "int8", "uint16") and not x.is_view
+        codes = x.dtype in ("uint8", "int8", "uint16", "int16") and not x.is_view
         dear = x.cost > DEAR and self._readers[name] > 1
         if codes or dear or len(x.views) > MOST_VIEWS:
             self._store(name)

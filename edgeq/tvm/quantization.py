@@ -87,9 +87,7 @@ def product(
     return combined([a, b], shape, dtype, make, evaluate, 5)
 
 
-def requantized(
-    acc: Expr, multiplier: Expr, zero_point: int, qtype: QType
-) -> Expr:
+def requantized(acc: Expr, multiplier: Expr, zero_point: int, qtype: QType) -> Expr:
     """Return `saturate(round_half_even(float32(acc) * multiplier) + zero_point)`."""
     assert dtype_of(acc) == "int32"
     real = acc.astype("float32") * multiplier
