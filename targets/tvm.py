@@ -8,7 +8,6 @@ the device, or on its emulator.
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,8 +58,9 @@ class TvmRunner(Runner):
 
 @dataclass(frozen=True, eq=False)
 class _Lowered:
-    """A model as code for one device."""
+    """A model as code for one device; it keeps the model, whose identity is its key."""
 
+    model: ir.Model
     program: "Program"
     kernels: bytes
 
@@ -74,7 +74,6 @@ class Tvm(Target):
         self.device = device
         self._lowered: dict[tuple[int, str], _Lowered] = {}
         self._native: dict[int, NativeRunner] = {}
-        self._folders = ExitStack()
 
     @classmethod
     def variants(cls) -> Mapping[str, Target]:
@@ -155,7 +154,7 @@ class Tvm(Target):
             static = fix_sizes(model, feeds_of_zeros(model))
             program = lower(static, ISAS[device.isa])
             kernels = compile_kernels(program.kernels, device.target)
-            self._lowered[key] = _Lowered(program, kernels)
+            self._lowered[key] = _Lowered(model, program, kernels)
         return self._lowered[key]
 
     def _sources(
@@ -185,10 +184,11 @@ class Tvm(Target):
         host = self._host()
         lowered = self._lower(model, host)
         made = model_source(lowered.program, host, lowered.kernels, _codes(model), model="model")
-        folder = Path(self._folders.enter_context(tempfile.TemporaryDirectory()))
-        for name, data in made.files.items():
-            (folder / name).write_bytes(data)
-        return NativeRunner(folder, host, lowered.program, folder)
+        with tempfile.TemporaryDirectory() as name:  # what is loaded stays when its file goes
+            folder = Path(name)
+            for path, data in made.files.items():
+                (folder / path).write_bytes(data)
+            return NativeRunner(folder, host, lowered.program, folder)
 
     def _host(self) -> Device:
         """Return the device that this machine is; the target's own, if it is."""
