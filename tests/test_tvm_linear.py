@@ -142,6 +142,16 @@ def test_accumulators_near_the_limits(groups: int, sign: int, isa: str, tmp_path
     np.testing.assert_array_equal(cases.run(case, isa, tmp_path), cases.expected(case))
 
 
+@pytest.mark.parametrize("isa", NATIVE)
+@pytest.mark.parametrize("groups", [1, 16])
+def test_lowest_codes_times_lowest_weights(groups: int, isa: str, tmp_path: Path) -> None:
+    problem = Problem(1, 5, 5, 16, 16, 3, 3, groups=groups, x_dtype="int8")
+    case = cases.make_case(problem, multiplier=1.0)
+    case.x[:], case.weight[:], case.bias[:] = -128, -128, 0
+    want = 128 * 128 * 9 * 16 // groups
+    assert (cases.run(case, isa, tmp_path) == want).all()
+
+
 @st.composite
 def problems(draw: Any) -> LinearProblem:
     def size(low: int, high: int) -> int:

@@ -138,7 +138,7 @@ ISAS = {
         Isa("sdot", 4, "int8", 4, "accumulate", "llvm.aarch64.neon.sdot.v4i32.v16i8", _ARM64),
         Isa("usdot", 4, "uint8", 4, "accumulate", "llvm.aarch64.neon.usdot.v4i32.v16i8", _ARM64),
         Isa("neon", 8),
-        Isa("neon32", 8, intrinsic="llvm.arm.neon.vmulls.v4i32", core=_FEW),
+        Isa("neon32", 8, intrinsic="llvm.arm.neon.vmulls.v4i32", core=_FEW, weights="int16"),
         Isa("rvv", 8),
         Isa("vector", 8, core=_FEW),
         Isa("simd128", 4, "int16", 2, "add", "llvm.wasm.dot", _FEW),

@@ -40,13 +40,13 @@ def function(
 
 
 @contextmanager
-def loop(extent: int) -> Iterator[Expr]:
+def loop(extent: int, name: str = "i") -> Iterator[Expr]:
     """Open a loop and give its variable; no loop and 0 where it runs once."""
     if extent == 1:
         yield 0
         return
     with T.serial(0, extent) as variable:
-        yield variable
+        yield IRBuilder.name(name, variable)
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def joined(values: Sequence[Expr], lanes: int) -> Expr:
 
 def local(dtype: str, lanes: int) -> Buffer:
     """Return a new accumulator; always accessed whole, it becomes a register."""
-    return T.alloc_buffer((lanes,), dtype)
+    return IRBuilder.name("acc", T.alloc_buffer((lanes,), dtype))
 
 
 def pieces(count: int, largest: int) -> Sequence[tuple[int, int]]:

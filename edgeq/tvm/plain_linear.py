@@ -64,11 +64,11 @@ class _Loops:
         problem = self.problem
         acc = emit.local("int32", 1)
         with (
-            emit.loop(problem.batch) as sample,
-            emit.loop(problem.out_h) as y,
-            emit.loop(problem.out_w) as x,
-            emit.loop(problem.groups) as group,
-            emit.loop(problem.out_c // problem.groups) as of_group,
+            emit.loop(problem.batch, "sample") as sample,
+            emit.loop(problem.out_h, "y_row") as y,
+            emit.loop(problem.out_w, "y_column") as x,
+            emit.loop(problem.groups, "group") as group,
+            emit.loop(problem.out_c // problem.groups, "channel") as of_group,
         ):
             channel = group * (problem.out_c // problem.groups) + of_group
             emit.store(acc, 0, emit.load(buffers["bias"], channel, 1), 1)
@@ -90,16 +90,16 @@ class _Loops:
         problem = self.problem
         sample, y, x = pixel
         top, left, bottom, right = problem.pads
-        with emit.loop(problem.kernel_h) as i:
+        with emit.loop(problem.kernel_h, "row") as i:
             row = emit.bind_index(y * problem.strides[0] + i * problem.dilations[0] - top)
             with (
                 emit.when(_inside(row, problem.in_h, top or bottom)),
-                emit.loop(problem.kernel_w) as j,
+                emit.loop(problem.kernel_w, "column") as j,
             ):
                 column = emit.bind_index(x * problem.strides[1] + j * problem.dilations[1] - left)
                 with (
                     emit.when(_inside(column, problem.in_w, left or right)),
-                    emit.loop(problem.depth) as k,
+                    emit.loop(problem.depth, "k") as k,
                 ):
                     at = (sample * problem.in_h + row) * problem.in_w + column
                     element = at * problem.in_c + group * problem.depth + k
