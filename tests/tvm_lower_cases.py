@@ -1,5 +1,6 @@
 """Small quantized graphs, one for each way of lowering them."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,7 @@ def _images() -> dict[str, ir.Model]:
     }  # fmt: skip
 
 
+@cache
 def models() -> dict[str, ir.Model]:
     """Return every case by name."""
     blocked = "y = QuantizeLinear <axis=1, block_size=2> (x, s, z)"

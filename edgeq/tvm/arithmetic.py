@@ -75,4 +75,4 @@ def divided(x: Expr, scale: NDArray[np.float32] | np.float32) -> Expr:
     fraction, exponent = np.frexp(np.float32(scale))
     if fraction == 0.5 and -126 < exponent < 126:
         return x * const(np.float32(1) / np.float32(scale), "float32")
-    return x / const(scale, "float32")
+    return x / const(np.float32(scale), "float32")

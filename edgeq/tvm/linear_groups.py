@@ -1,5 +1,6 @@
 """Integer linear groups as kernels: constant weights packed, dynamic operands in plain loops."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,7 +140,7 @@ def _emit(
         )
 
 
-def _finish(group: LinearGroup) -> Any:
+def _finish(group: LinearGroup) -> Callable[[Expr], Expr]:
     scale = const(np.float32(_multiplier(group)[0]), "float32")
 
     def finish(acc: Expr) -> Expr:

@@ -31,7 +31,7 @@ class Nest:
         self._constant = constant
         self._declared: dict[str, Any] = {}
 
-    def declared(self, buffer: Buffer) -> Any:
+    def declared(self, buffer: Buffer) -> tirx.Buffer:
         """Return the parameter that stands for `buffer`."""
         if buffer.name not in self._declared:
             self.arguments.append(buffer)
