@@ -50,12 +50,12 @@ def loop(extent: int, name: str = "i") -> Iterator[Expr]:
 
 
 @contextmanager
-def tiles(extent: int, size: int) -> Iterator[Expr]:
+def tiles(extent: int, size: int, name: str = "tile") -> Iterator[Expr]:
     """Open a loop over tiles and give the first element of each; the last ends at `extent`.
 
     Where `size` does not divide `extent`, the last lies over the one before it.
     """
-    with loop(-(-extent // size)) as index:
+    with loop(-(-extent // size), name) as index:
         start = index * size
         yield bind_index(tirx.Min(start, extent - size)) if extent % size else start
 

@@ -19,6 +19,7 @@ from edgeq.tvm.packing import fold, stays_inside
 from edgeq.tvm.requantize import requantize, store_first
 
 Array = NDArray[Any]
+_TOGETHER = 4  # channels that share what is loaded of x
 
 
 def lower_plain(
@@ -62,27 +63,30 @@ class _Loops:
 
     def emit(self, buffers: Mapping[str, Buffer]) -> None:
         problem = self.problem
-        acc = emit.local("int32", 1)
+        of_group = problem.out_c // problem.groups
+        sums = [emit.local("int32", 1) for _ in range(min(_TOGETHER, of_group))]
         with (
             emit.loop(problem.batch, "sample") as sample,
             emit.loop(problem.out_h, "y_row") as y,
             emit.loop(problem.out_w, "y_column") as x,
             emit.loop(problem.groups, "group") as group,
-            emit.loop(problem.out_c // problem.groups, "channel") as of_group,
+            emit.tiles(of_group, len(sums), "channels") as first,
         ):
-            channel = group * (problem.out_c // problem.groups) + of_group
-            emit.store(acc, 0, emit.load(buffers["bias"], channel, 1), 1)
-            self._products(buffers, acc, (sample, y, x), group, channel)
-            which = 0 if self.is_per_tensor else channel
-            multiplier = emit.load(buffers["multiplier"], which, 1)
-            value = requantize(emit.load(acc, 0, 1), multiplier, problem.y, 1)
+            channel = group * of_group + first
+            for i, acc in enumerate(sums):
+                emit.store(acc, 0, emit.load(buffers["bias"], channel + i, 1), 1)
+            self._products(buffers, sums, (sample, y, x), group, channel)
             pixel = (sample * problem.out_h + y) * problem.out_w + x
-            store_first(buffers["y"], pixel * problem.out_c + channel, [value], 1, 1)
+            for i, acc in enumerate(sums):
+                which = 0 if self.is_per_tensor else channel + i
+                multiplier = emit.load(buffers["multiplier"], which, 1)
+                value = requantize(emit.load(acc, 0, 1), multiplier, problem.y, 1)
+                store_first(buffers["y"], pixel * problem.out_c + channel + i, [value], 1, 1)
 
     def _products(
         self,
         buffers: Mapping[str, Buffer],
-        acc: Buffer,
+        sums: list[Buffer],
         pixel: tuple[Expr, Expr, Expr],
         group: Expr,
         channel: Expr,
@@ -90,6 +94,7 @@ class _Loops:
         problem = self.problem
         sample, y, x = pixel
         top, left, bottom, right = problem.pads
+        size = problem.kernel_h * problem.kernel_w * problem.depth
         with emit.loop(problem.kernel_h, "row") as i:
             row = emit.bind_index(y * problem.strides[0] + i * problem.dilations[0] - top)
             with (
@@ -104,10 +109,12 @@ class _Loops:
                     at = (sample * problem.in_h + row) * problem.in_w + column
                     element = at * problem.in_c + group * problem.depth + k
                     code = emit.cast(emit.load(buffers["x"], element, 1), "int32", 1)
-                    taps = (channel * problem.kernel_h + i) * problem.kernel_w + j
-                    weight = emit.load(buffers["weight"], taps * problem.depth + k, 1)
-                    product = (code - self.zero) * emit.cast(weight, "int32", 1)
-                    emit.store(acc, 0, emit.load(acc, 0, 1) + product, 1)
+                    code = emit.bind(code - self.zero)
+                    place = channel * size + (i * problem.kernel_w + j) * problem.depth + k
+                    for index, acc in enumerate(sums):
+                        weight = emit.load(buffers["weight"], place + index * size, 1)
+                        product = code * emit.cast(weight, "int32", 1)
+                        emit.store(acc, 0, emit.load(acc, 0, 1) + product, 1)
 
 
 def _inside(index: Expr, extent: int, has_pads: int) -> Expr:
