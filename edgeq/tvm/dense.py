@@ -14,7 +14,7 @@ from edgeq.tvm import emit
 from edgeq.tvm.dot import Isa
 from edgeq.tvm.emit import Buffer, Expr
 from edgeq.tvm.linear_problem import LinearProblem
-from edgeq.tvm.lowered_linear import LoweredLinear, Step
+from edgeq.tvm.lowered_linear import LoweredLinear, in_one_step
 from edgeq.tvm.packing import blocks, fold, pack_dense, per_channel, runs
 from edgeq.tvm.padding import PaddedCopy
 from edgeq.tvm.requantize import requantize, store_first
@@ -45,14 +45,7 @@ def lower_dense(
         "multiplier": per_channel(multiplier, channels),
     }
     scratch = {} if kernel.is_direct else {"padded": (kernel.copy.dtype, kernel.copy.elements)}
-    parameters = {
-        "x": (problem.x_dtype, problem.x_elements),
-        **{name: (str(array.dtype), array.size) for name, array in constants.items()},
-        **scratch,
-        "y": (problem.y_dtype, problem.y_elements),
-    }
-    function = emit.function(symbol, parameters, kernel.emit)
-    return LoweredLinear((Step(symbol, function, tuple(parameters)),), constants, scratch)
+    return in_one_step(symbol, problem, constants, scratch, kernel.emit)
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from edgeq.tvm import emit
 from edgeq.tvm.dot import Isa
 from edgeq.tvm.emit import Buffer, Expr
 from edgeq.tvm.linear_problem import LinearProblem
-from edgeq.tvm.lowered_linear import LoweredLinear, Step
+from edgeq.tvm.lowered_linear import LoweredLinear, in_one_step
 from edgeq.tvm.packing import blocks, fold, per_channel, stays_inside
 from edgeq.tvm.padding import PaddedCopy
 from edgeq.tvm.requantize import requantize, store_first
 
 Array = NDArray[Any]
 _MOST_TAPS = 50  # that are unrolled
-_TOGETHER = 16  # channels in a tile at least: as many as are narrowed together
+_TOGETHER = 16  # channels that are narrowed and stored together
 _LEAVE = 8  # cycles to requantize a vector, in those of a product
 
 
@@ -54,14 +54,7 @@ def lower_depthwise_dot(
         "multiplier": per_channel(multiplier, problem.out_c),
     }
     scratch = {} if kernel.is_direct else {"padded": (kernel.copy.dtype, kernel.copy.elements)}
-    parameters = {
-        "x": (problem.x_dtype, problem.x_elements),
-        **{name: (str(array.dtype), array.size) for name, array in constants.items()},
-        **scratch,
-        "y": (problem.y_dtype, problem.y_elements),
-    }
-    function = emit.function(symbol, parameters, kernel.emit)
-    return LoweredLinear((Step(symbol, function, tuple(parameters)),), constants, scratch)
+    return in_one_step(symbol, problem, constants, scratch, kernel.emit)
 
 
 def _packed(weight: Array, isa: Isa) -> Array:

@@ -1,11 +1,15 @@
 """What lowering a linear operator gives: functions to call in order, and their memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 from tvm.tirx import PrimFunc
+
+from edgeq.tvm import emit
+from edgeq.tvm.emit import Buffer
+from edgeq.tvm.linear_problem import LinearProblem
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,3 +41,21 @@ class LoweredLinear:
     steps: tuple[Step, ...]
     constants: Mapping[str, NDArray[Any]]
     scratch: Mapping[str, tuple[str, int]]
+
+
+def in_one_step(
+    symbol: str,
+    problem: LinearProblem,
+    constants: Mapping[str, NDArray[Any]],
+    scratch: Mapping[str, tuple[str, int]],
+    body: Callable[[Mapping[str, Buffer]], None],
+) -> LoweredLinear:
+    """Return the function whose body `body` writes: it gets `x`, constants, scratch and `y`."""
+    parameters = {
+        "x": (problem.x_dtype, problem.x_elements),
+        **{name: (str(array.dtype), array.size) for name, array in constants.items()},
+        **scratch,
+        "y": (problem.y_dtype, problem.y_elements),
+    }
+    function = emit.function(symbol, parameters, body)
+    return LoweredLinear((Step(symbol, function, tuple(parameters)),), constants, scratch)

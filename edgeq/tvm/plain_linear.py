@@ -14,7 +14,7 @@ from tvm import tirx
 from edgeq.tvm import emit
 from edgeq.tvm.emit import Buffer, Expr
 from edgeq.tvm.linear_problem import LinearProblem
-from edgeq.tvm.lowered_linear import LoweredLinear, Step
+from edgeq.tvm.lowered_linear import LoweredLinear, in_one_step
 from edgeq.tvm.packing import fold, stays_inside
 from edgeq.tvm.requantize import requantize, store_first
 
@@ -43,14 +43,8 @@ def lower_plain(
         "bias": folded if is_folded else bias,
         "multiplier": multiplier,
     }
-    parameters = {
-        "x": (problem.x_dtype, problem.x_elements),
-        **{name: (str(array.dtype), array.size) for name, array in constants.items()},
-        "y": (problem.y_dtype, problem.y_elements),
-    }
     kernel = _Loops(problem, 0 if is_folded else problem.x_zero, multiplier.size == 1)
-    function = emit.function(symbol, parameters, kernel.emit)
-    return LoweredLinear((Step(symbol, function, tuple(parameters)),), constants, {})
+    return in_one_step(symbol, problem, constants, {}, kernel.emit)
 
 
 class _Loops:

@@ -28,7 +28,7 @@ def requantize(acc: Expr, multiplier: Expr, y: Codes | None, lanes: int) -> Expr
 def store_first(y: Buffer, start: Expr, values: list[Expr], lanes: int, count: int) -> None:
     """Narrow and write the first `count` lanes of vectors that follow each other.
 
-    Vectors are joined up to `_TOGETHER` lanes, for CPUs narrow several to one. Nothing is written
+    Vectors are joined up to `_TOGETHER` lanes: CPUs narrow several to one. Nothing is written
     behind the last.
     """
     each = max(1, _TOGETHER // lanes)
