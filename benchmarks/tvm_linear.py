@@ -35,6 +35,7 @@ from edgeq.tvm.program import SLACK, Buffer, Kernel
 Array = NDArray[Any]
 CPUS = {"vnni512": "cascadelake", "avx2": "haswell", "vector": "x86-64", "scalar": "x86-64"}
 LIMITS = {"vnni512": 1.3, "avx2": 3.0}
+PEAK = "3x3 of 64 channels"  # how near the CPU's peak; no model, so no limit
 SAME = (1, 1, 1, 1)
 Y = Codes("uint8", 3, 0, 255)
 
@@ -88,7 +89,7 @@ MODELS = {
     ],
     "kws-dscnn": _speech(),
     "mobilenet-v1-075": _mobilenet(),
-    "3x3 of 64 channels": [(1, _conv(56, 64, 64))],
+    PEAK: [(1, _conv(56, 64, 64))],
 }
 DRIVER = """
 #include <stdint.h>
@@ -232,7 +233,7 @@ def main() -> int:
             )
         ratio = sums[0] / sums[1]
         print(f"{model:42} {sums[0]:8.1f} {sums[1]:8.1f} {ratio:6.2f}")
-        failed |= ratio > LIMITS.get(options.isa, np.inf)
+        failed |= model != PEAK and ratio > LIMITS.get(options.isa, np.inf)
     return int(failed)
 
 
