@@ -76,3 +76,19 @@ def divided(x: Expr, scale: NDArray[np.float32] | np.float32) -> Expr:
     if fraction == 0.5 and -126 < exponent < 126:
         return x * const(np.float32(1) / np.float32(scale), "float32")
     return x / const(np.float32(scale), "float32")
+
+
+def lowest(dtype: str) -> Expr:
+    """Return the smallest number."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return tirx.min_value(dtype)
+    return const(np.iinfo(kind).min, dtype)
+
+
+def highest(dtype: str) -> Expr:
+    """Return the largest number."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return tirx.max_value(dtype)
+    return const(np.iinfo(kind).max, dtype)

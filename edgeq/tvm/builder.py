@@ -1,14 +1,13 @@
 """Collects the kernels, buffers and constants of a program while a model is lowered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm.ir import Expr
 from tvm.tirx import PrimFunc
 
-from edgeq.tvm.loops import Nest, pointwise_kernel, reduction_kernel
+from edgeq.tvm.loops import Nest, pointwise_kernel
 from edgeq.tvm.pointwise import Pointwise
 from edgeq.tvm.program import Buffer, Kernel, Kind, Layout, Tensor
 from edgeq.tvm.views import View
@@ -73,18 +72,4 @@ class Builder:
         """Add the kernel that writes `x` to `y`."""
         nest = Nest(self.constant)
         function = pointwise_kernel(nest, x, y)
-        self.add(function, nest.arguments, y.buffer, does)
-
-    def reduce(
-        self,
-        x: Pointwise,
-        y: View,
-        axes: Sequence[int],
-        first: Expr,
-        combine: Callable[[Expr, Expr], Expr],
-        does: str,
-    ) -> None:
-        """Add the kernel that reduces axes of `x`."""
-        nest = Nest(self.constant)
-        function = reduction_kernel(nest, x, y, axes, first, combine)
         self.add(function, nest.arguments, y.buffer, does)

@@ -1,4 +1,4 @@
-"""Loop nests as TIR: kernels that write a tensor element by element, or reduce axes."""
+"""Loop nests as TIR, and the kernel that writes a tensor element by element."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -141,40 +141,3 @@ def pointwise_kernel(nest: Nest, x: Pointwise, y: View) -> PrimFunc:
         return nest.store(target, index, x.compute(elements, nest.look_up))
 
     return nest.function(nested(target.shape, body))
-
-
-def reduction_kernel(
-    nest: Nest,
-    x: Pointwise,
-    y: View,
-    axes: Sequence[int],
-    first: Expr,
-    combine: Callable[[Expr, Expr], Expr],
-) -> PrimFunc:
-    """Return the kernel that reduces axes of `x`, one element after the other.
-
-    `y` has the axes that are left, and size 1 where axes are gone.
-    """
-    kept = [axis for axis in range(len(x.shape)) if axis not in axes]
-    total = tirx.decl_buffer((1,), str(first.ty.dtype), "total")
-
-    def body(index: Sequence[Expr]) -> tirx.Stmt:
-        def step(inner: Sequence[Expr]) -> tirx.Stmt:
-            where: list[Expr] = [tirx.const(0, "int32")] * len(x.shape)
-            for axis, i in zip((*kept, *axes), (*index, *inner), strict=True):
-                where[axis] = i
-            return tirx.BufferStore(total, combine(total[0], nest.value(x, where)), [0])
-
-        where: list[Expr] = [tirx.const(0, "int32")] * len(x.shape)
-        for axis, i in zip(kept, index, strict=True):
-            where[axis] = i
-        return tirx.SeqStmt(
-            [
-                tirx.AllocBuffer(total),
-                tirx.BufferStore(total, first, [0]),
-                nested([x.shape[axis] for axis in axes], step),
-                nest.store(y, where, total[0]),
-            ]
-        )
-
-    return nest.function(nested([x.shape[axis] for axis in kept], body))

@@ -22,8 +22,10 @@ from edgeq.operators.binding import bind, describe
 from edgeq.qdq import linear_group, operand, quantize_node
 from edgeq.tvm import heavy, linear_groups
 from edgeq.tvm.builder import Builder
+from edgeq.tvm.channel_quantization import quantized_by_channel
 from edgeq.tvm.dot import Isa
 from edgeq.tvm.elementwise import elementwise
+from edgeq.tvm.gathers import look_up
 from edgeq.tvm.pointwise import Pointwise
 from edgeq.tvm.program import Kind, Layout, Program, Tensor
 from edgeq.tvm.quantization import dequantized, quantized
@@ -102,7 +104,7 @@ class Lowering:
             group = linear_group(node)
             if node in self._look_ups:
                 index, gather = self._look_ups[node]
-                heavy.look_up(self, gather, index, node.outputs[0])
+                look_up(self, gather, index, node.outputs[0])
             elif node in self._absorbed:
                 continue
             elif group is not None:
@@ -299,7 +301,7 @@ class Lowering:
                 self.pointwise(x), np.float32(q.scale), int(q.zero_point), q.qtype, evaluate
             )
         else:
-            y = heavy.quantized_by_channel(self, node, evaluate)
+            y = quantized_by_channel(self, node, evaluate)
         self.keep(node.outputs[0], y)
 
     def _dequantize(self, node: ir.Node) -> None:
