@@ -148,15 +148,47 @@ def _shown(body: tirx.Stmt) -> tirx.Stmt:
 
 
 def _fenced(body: tirx.Stmt) -> tirx.Stmt:
-    """Return `body` with a fence behind each product of floats."""
+    """Return `body` with a fence behind each product of floats.
+
+    LLVM vectorizes no loop with a fence in it. There the bits of a product are changed by those of
+    `zero`, which LLVM does not know to be 0: those of a number, and again of it, behind a fence.
+    """
+    zero = tirx.Var("zero", "uint32")
+    is_used = False
 
     def fence(node: tirx.Mul) -> tvm.ir.Expr:
+        nonlocal is_used
         dtype = str(node.ty.dtype)
         if not dtype.startswith("float"):
             return node
-        return tirx.op.call_llvm_pure_intrin(dtype, "llvm.arithmetic.fence", node)
+        if dtype not in ("float32", "float64"):
+            return tirx.op.call_llvm_pure_intrin(dtype, "llvm.arithmetic.fence", node)
+        is_used = True
+        bits = dtype.replace("float", "uint")
+        changed = tirx.bitwise_xor(tirx.reinterpret(bits, node), zero.astype(bits))
+        return tirx.reinterpret(dtype, changed)
 
-    return tvm_ffi.structural_map(body, (tirx.Mul, fence), order="post")
+    changed = tvm_ffi.structural_map(body, (tirx.Mul, fence), order="post")
+    if not is_used:
+        return changed
+    statements = list(changed.seq)
+    declared = [isinstance(s, (tirx.AllocBuffer, tirx.DeclBuffer)) for s in statements]
+    start = declared.index(False)
+    of_arguments = (s for s in statements if isinstance(s, tirx.DeclBuffer))
+    argument = next(s.buffer for s in of_arguments if isinstance(s.data, tirx.Var))
+    statements.insert(start, tirx.Bind(zero, _unknown_zero(tirx.BufferLoad(argument, [0]))))
+    return tirx.SeqStmt(statements)
+
+
+def _unknown_zero(any_number: tvm.ir.Expr) -> tvm.ir.Expr:
+    """Return 0 as LLVM cannot know it."""
+    dtype = str(any_number.ty.dtype)
+    if dtype.startswith("float"):
+        any_number = tirx.reinterpret(dtype.replace("float", "uint"), any_number)
+    bits = any_number.astype("uint32")
+    number = tirx.reinterpret("float32", bits)
+    fenced = tirx.op.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", number)
+    return tirx.bitwise_xor(tirx.reinterpret("uint32", fenced), bits)
 
 
 def _spelled(body: tirx.Stmt) -> tirx.Stmt:

@@ -26,12 +26,13 @@ from edgeq.tvm.channel_quantization import quantized_by_channel
 from edgeq.tvm.dot import Isa
 from edgeq.tvm.elementwise import elementwise
 from edgeq.tvm.gathers import look_up
+from edgeq.tvm.loops import outermost_first
 from edgeq.tvm.pointwise import Pointwise
 from edgeq.tvm.program import Kind, Layout, Program, Tensor
 from edgeq.tvm.quantization import dequantized, quantized
 from edgeq.tvm.reading import flattened, images, look_ups, needed_nodes
 from edgeq.tvm.static_model import StaticModel
-from edgeq.tvm.views import View
+from edgeq.tvm.views import View, stride_of
 
 Array = NDArray[Any]
 DEAR = 3  # operations: what takes more, and is read more than once, is stored
@@ -205,18 +206,12 @@ class Lowering:
         plain = tuple(range(len(x.shape)))
         direct = name in self._outputs
         if order is None:
-            order = NHWC if len(plain) == 4 and self._is_spatial(name, x) else plain
+            order = NHWC if len(plain) == 4 and name in self._spatial else _order(x)
         order = plain if direct else order
         kind: Kind = "output" if direct else "workspace"
         tensor = self.builder.tensor(name, x.dtype, Layout(x.shape, order), kind)
         self.builder.write(x, View.of(tensor), f"Elementwise {name}")
         self._keep(tensor)
-
-    def _is_spatial(self, name: str, x: Pointwise) -> bool:
-        if name in self._spatial:
-            return True
-        full = [v for v in x.views if v.buffer.kind == "workspace" and len(v.places)]
-        return any(_is_nhwc(view) for view in full)
 
     def _output(self, name: str) -> Tensor:
         if name in self.constants:
@@ -357,11 +352,16 @@ def _same_memory(a: Layout, b: Layout) -> bool:
     return all(x == y or size == 1 for size, x, y in steps)
 
 
-def _is_nhwc(view: View) -> bool:
-    if len(view.shape) != 4:
-        return False
-    steps = [int(axis[1] - axis[0]) if len(axis) > 1 else 0 for axis in view.axes]
-    return steps[1] == 1 and steps[3] > 1
+def _order(x: Pointwise) -> tuple[int, ...]:
+    """Return the order of the tensors that `x` reads: another than ONNX's if there is one."""
+    found = tuple(range(len(x.shape)))
+    for view in x.views:
+        steps = [stride_of(axis) for axis in view.axes]
+        is_whole = all(step or len(axis) == 1 for step, axis in zip(steps, view.axes, strict=True))
+        order = tuple(outermost_first(view))
+        if view.buffer.kind == "workspace" and is_whole and not Layout(x.shape, order).is_plain:
+            found = order
+    return found
 
 
 def _whole(x: Pointwise, name: str) -> Tensor | None:
