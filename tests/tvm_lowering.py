@@ -19,6 +19,7 @@ from edgeq.simulate import Simulator
 from edgeq.tvm import codegen
 from edgeq.tvm.dot import ISAS
 from edgeq.tvm.lower import lower
+from edgeq.tvm.memory_plan import plan
 from edgeq.tvm.program import SLACK, Buffer, Program, Tensor
 from edgeq.tvm.static_model import StaticModel, fix_sizes
 
@@ -89,12 +90,19 @@ class Compiled:
         self.functions = [getattr(library, prefix + kernel.symbol) for kernel in program.kernels]
 
     def run(self, feeds: Feeds, fill: int = 0) -> dict[str, Array]:
-        """Return outputs and taps by name; what no kernel writes is random, seeded by `fill`."""
+        """Return outputs and taps by name; memory is what is planned, full of noise at first."""
         noise = np.random.default_rng(fill).integers(0, 256, 4099).astype(np.uint8)
         memory: dict[str, Memory] = {}
+        where = plan(self.program)
+        arena = np.resize(noise, where.size)
+        written: dict[str, Array] = {}
         buffers = [b for kernel in self.program.kernels for b in kernel.arguments]
         for buffer in (*buffers, *(t.buffer for t in self.program.inputs)):
-            if buffer.name not in memory:
+            if buffer.name in where.offsets:
+                start = where.offsets[buffer.name]
+                mine = arena[start : start + buffer.size]
+                memory[buffer.name] = Memory(arena, mine.ctypes.data, mine)
+            elif buffer.name not in memory:
                 memory[buffer.name] = Memory.of(buffer, noise)
                 if buffer.kind == "constant":
                     known = self.program.constants[buffer.name]
@@ -104,9 +112,10 @@ class Compiled:
             memory[tensor.buffer.name].array[:] = array.reshape(-1).view(np.uint8)
         for function, kernel in zip(self.functions, self.program.kernels, strict=True):
             function(*(ctypes.c_void_p(memory[b.name].pointer) for b in kernel.arguments))
+            written[kernel.writes.name] = memory[kernel.writes.name].array.copy()
 
         def read(tensor: Tensor) -> Array:
-            flat = memory[tensor.buffer.name].array.view(tensor.buffer.dtype)
+            flat = written[tensor.buffer.name].view(tensor.buffer.dtype)
             return tensor.layout.from_memory(flat).reshape(tensor.layout.shape)
 
         return {t.name: read(t) for t in (*self.program.taps, *self.program.outputs)}

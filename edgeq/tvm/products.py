@@ -51,12 +51,13 @@ def write_product(
     a, b = (Matrices(view, zero) for view, zero in zip((left, right), zeros, strict=True))
     made = TiledProduct(to.isa, a, b, y, finish)
     arguments = {view.buffer.name: view.buffer for view in (left, right, y)}
-    arguments |= {
-        role: to.builder.buffer(dtype, elements) for role, (dtype, elements) in made.scratch.items()
-    }
+    scratch = {role: to.builder.buffer(*what) for role, what in made.scratch.items()}
+    arguments |= scratch
     parameters = {name: (buffer.dtype, buffer.elements) for name, buffer in arguments.items()}
     function = made.function(to.builder.symbol(does), parameters)
-    to.builder.add(function, list(arguments.values()), y.buffer, does)
+    to.builder.add(
+        function, list(arguments.values()), y.buffer, does, scratch=list(scratch.values())
+    )
 
 
 def _with_axis(view: View, axis: int) -> View:

@@ -125,7 +125,8 @@ def reduction_kernel(
 
     if not is_inner:
         return nest.function(_side_by_side(nest, target, left, over, first, combine, value))
-    lanes = lanes if over[-1] >= 2 * lanes else 1
+    if over[-1] < 2 * lanes:
+        lanes = over[-1] if lanes > 1 and len(over) > 1 else 1
     return nest.function(_in_lanes(nest, target, (left, over), first, combine, value, lanes))
 
 
