@@ -94,7 +94,8 @@ class Sweep:
         self.outputs = tuple(str(v.name) for v in model.graph.outputs)
         self.tolerances = tolerances or {}
         self.golden = GoldenVectors([name for name in self.taps if name not in self.tolerances])
-        self.real_names = _real_names(model, qparams)
+        found = _real_names(model, qparams)
+        self.real_names = {codes: real for codes, real in found.items() if codes in self.taps}
         self._meters = {
             codes: FidelityMeter(real, qparams[real]) for codes, real in self.real_names.items()
         }
