@@ -107,6 +107,22 @@ def test_products_of_codes_on_other_cpus(target, tmp_path):
         hold(compiled, static, feeds_for(model))
 
 
+@pytest.mark.parametrize("target", ["vnni512", "avx2", "vector", "c"])
+def test_the_largest_products_of_codes(target, tmp_path):
+    """Every code and zero point at its limit; 8001 products are too many for one tile."""
+    if not runs_here(target):
+        pytest.skip(f"this CPU does not run {target}")
+    limits = [(x, y) for x in (0, 255) for y in (0, 255)]
+    shapes = [("[3, 4608]", "[4608, 17]"), ("[3, 8001]", "[8001, 5]")]
+    models = [cases.dynamic("uint8", a, b, zeros) for a, b in shapes for zeros in limits]
+    made = [lowered(model, feeds_for(model), TARGETS[target][0]) for model in models]
+    loaded = load([program for _, program in made], target, tmp_path)
+    for compiled, (static, program) in zip(loaded, made, strict=True):
+        for codes in limits:
+            tensors = zip(program.inputs, codes, strict=True)
+            hold(compiled, static, {t.name: np.full(t.layout.shape, c, "u1") for t, c in tensors})
+
+
 def test_what_is_refused_is_named(everything):
     refused = {name: e for name, e in everything.items() if not isinstance(e, Held)}
     assert not set(refused) & set(cases.models())
