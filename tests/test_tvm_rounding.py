@@ -13,7 +13,7 @@ pytest.importorskip("tvm", reason="needs TVM: pip install edgeq[tvm]")
 from edgeq.tvm.arithmetic import absolute, divided, rint, saturated
 from edgeq.tvm.builder import Builder
 from edgeq.tvm.pointwise import Pointwise
-from edgeq.tvm.program import Layout, Program
+from edgeq.tvm.program import Layout, Program, Tensor
 from edgeq.tvm.views import View
 from tests.tvm_lowering import Compiled, differing, load, runs_here
 
@@ -44,7 +44,7 @@ def functions(request, tmp_path_factory) -> Compiled:
         pytest.skip(f"this CPU does not run {request.param}")
     builder = Builder()
     x = builder.tensor("x", "float32", Layout.plain((COUNT,)), "input")
-    outputs = []
+    outputs: list[Tensor] = []
     for name, (dtype, function) in FUNCTIONS.items():
         y = builder.tensor(name, dtype, Layout.plain((COUNT,)), "output")
 
