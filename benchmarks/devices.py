@@ -83,11 +83,21 @@ class Cell:
     seconds: float
 
 
-def read_case(bundle: Path, samples: Sequence[Feeds]) -> Case:
-    """Open a bundle of `ort-cpu`."""
+def read_case(bundle: Path, samples: Sequence[Feeds], runs: int) -> Case:
+    """Open a bundle of `ort-cpu`; where samples are few, its golden inputs fill up the runs."""
     opened = open_bundle(bundle)
     feeds = [opened.quantize_inputs(feed) for feed in samples]
+    with np.load(bundle / "golden" / "inputs.npz") as golden:
+        held = opened.manifest.feeds
+        for number in range(max(0, held - (runs - len(feeds))), held):
+            if len(feeds) < runs:
+                feeds.append({name: _sample(golden[name], number, held) for name in golden.files})
     return Case(opened.artifact, ir.load(opened.artifact), feeds, opened.manifest.session_options)
+
+
+def _sample(array: NDArray[Any], number: int, held: int) -> NDArray[Any]:
+    size = len(array) // held
+    return array[number * size : (number + 1) * size]
 
 
 def compare(case: Case, device: str, folder: Path) -> Cell:
@@ -188,12 +198,13 @@ def make_case(name: str, given: Settings, scratch: Path) -> Case:
                 {key: arrays[key][n : n + 1] for key in arrays.files if key != "label"}
                 for n in range(given.runs)
             ]
-        return read_case(bundle, samples)
+        return read_case(bundle, samples, given.runs)
     case = export_case(load_zoo(given.zoo), name, scratch / "export")
     bundle = scratch / "bundle" if given.bundles is None else given.bundles / name / given.recipe
     if not bundle.exists():
         compile_case(case, read_standings()[name], given.recipe, bundle)
-    return read_case(bundle, list(islice(case.calibration_feeds(), given.runs)))
+    samples = list(islice(case.calibration_feeds(), given.runs))
+    return read_case(bundle, samples, given.runs)
 
 
 if __name__ == "__main__":
