@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 
 from benchmarks.cases import ZOO, ExportedCase, export_case, load_zoo
 from edgeq.attention import MASKED, find_attentions
+from edgeq.chain import Chain
+from edgeq.graph import Editor, producer
 from edgeq.load import load_model
 from edgeq.onnx_api import infer_shapes
 from edgeq.passing import Context, run_pipeline
@@ -32,6 +34,7 @@ from edgeq.recipe import load_recipe
 from edgeq.runtime import make_session, run
 from edgeq.simulate import Simulator
 from edgeq.softmax_bias import Form, Observed, SoftmaxBiasMeter, softmax
+from edgeq.softmax_form import HIGHEST_TERM, TERMS, TOTAL
 from edgeq.targeting import find_target
 
 Float64 = NDArray[np.float64]
@@ -39,8 +42,9 @@ LENGTHS, SIGMAS = (77, 256, 1024, 4096), (0.5, 1.0, 2.0, 4.0)
 ROWS, WIDTH = 256, 64
 CASES = ("vit-mnist", "opt-shakespeare", "ddpm-attn-mnist32")
 SAMPLES = 64  # of a model's calibration data
-FORMS: tuple[Form, ...] = ("none", "scale", "beta")
-LABELS = ("none", "scale", "beta", "range", "range + scale", "range + beta")
+ONE_SCALE: tuple[Form, ...] = ("none", "scale", "beta")
+BY_ROW: tuple[Form, ...] = ("row", "row+beta")
+LABELS = ("none", "scale", "beta", "range", "range + scale", "range + beta", *BY_ROW)
 TARGET = find_target("ort-cpu")
 NO_SAMPLES: Any = ()  # exact-softmax looks at no data
 # What ideal probabilities reach with `range + beta` at 8 bits, and how much less is still enough.
@@ -102,8 +106,12 @@ def attentions(case: ExportedCase) -> Iterator[tuple[str, Examples, Examples]]:
         yield str(attention.output.name), examples[::2], examples[1::2]
 
 
-def deployed(shape: tuple[int, ...], scale: float) -> ir.Model:
-    """Return the kernel that makes codes of this scale from real scores."""
+def deployed(shape: tuple[int, ...], scale: float, highest: int) -> tuple[ir.Model, float]:
+    """Return the kernel that makes codes of real scores, and what one code of a row stands for.
+
+    Its outputs: codes of this scale; codes of rows whose largest is `highest`; the sums of the
+    terms that these count in.
+    """
     dims = ",".join(map(str, shape))
     model = ir.from_onnx_text(
         f'<ir_version: 10, opset_import: ["": 21]> g (float[{dims}] x)'
@@ -114,38 +122,53 @@ def deployed(shape: tuple[int, ...], scale: float) -> ir.Model:
     run_pipeline(
         "exact-softmax", model, Context(load_recipe("int8", {}), TARGET.capabilities, NO_SAMPLES)
     )
-    return model
+    (codes,) = model.graph.outputs
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    terms, total = (values[codes.metadata_props[key]] for key in (TERMS, TOTAL))
+    unit = np.float32(int(codes.metadata_props[HIGHEST_TERM]) / highest)
+    editor = Editor(model.graph)
+    write = Chain(editor, "rows")
+    parameters = write.constant(unit), write.constant(np.uint8(0))
+    by_row = write("QuantizeLinear", terms, *parameters, dtype=ir.DataType.UINT8)
+    editor.insert_after(producer(total), [by_row])
+    model.graph.outputs.extend([by_row, total])
+    return model, float(unit)
 
 
-def codes(scores: Float64, scale: float) -> NDArray[np.uint8]:
-    """Return the codes of the probabilities, the same bits in the simulator and the runtime."""
-    model = deployed(scores.shape, scale)
+def rounded(scores: Float64, scale: float, highest: int) -> tuple[Float64, Float64]:
+    """Return what the codes of the probabilities stand for, with one scale and one for each row.
+
+    They have the same bits in the simulator and the runtime.
+    """
+    model, unit = deployed(scores.shape, scale, highest)
     feeds = {"x": scores.astype(np.float32)}
-    (simulated,) = Simulator(model).run(feeds).values()
-    (found,) = run(make_session(model, options=TARGET.capabilities.session_options), feeds).values()
-    if found.tobytes() != simulated.tobytes():
-        raise SystemExit(f"{(found != simulated).sum()} of {found.size} codes differ")
-    return simulated
+    simulated = list(Simulator(model).run(feeds).values())
+    session = make_session(model, options=TARGET.capabilities.session_options)
+    for ours, found in zip(simulated, run(session, feeds).values(), strict=True):
+        if found.tobytes() != ours.tobytes():
+            raise SystemExit(f"{(found != ours).sum()} of {found.size} codes differ")
+    codes, by_row, total = (array.astype(np.float64) for array in simulated)
+    return np.minimum(codes, highest) * scale, by_row * unit / total
 
 
 def measure(fit: Examples, test: Examples, bits: int) -> dict[str, float]:
     """Return the SQNR of each form, in dB."""
     highest, largest = 2**bits - 1, max(softmax(e.scores, e.kept).max() for e in fit)
-    found = {}
+    found: dict[str, float] = {}
     for name, top in (("", 1.0), ("range", float(largest))):
         fitted, tested = (_meter(examples, top / highest, highest) for examples in (fit, test))
-        for form in FORMS:
+        for form in ONE_SCALE:
             label = " + ".join(part for part in (name, form) if part not in ("", "none")) or form
             found[label] = tested.worth(form, fitted.correction(form).value).sqnr_db
-    return found
+    return found | {form: tested.correction(form).sqnr_db for form in BY_ROW}
 
 
 def _meter(examples: Examples, scale: float, highest: int) -> SoftmaxBiasMeter:
     meter = SoftmaxBiasMeter(examples[0].scores.shape[1])
     for example in examples:
-        rounded = np.minimum(codes(example.scores, scale), highest) * scale
         ideal = softmax(example.scores, example.kept)
-        meter.add(Observed(ideal, rounded, example.v, example.kept))
+        found = rounded(example.scores, scale, highest)
+        meter.add(Observed(ideal, *found, example.v, example.kept))
     return meter
 
 

@@ -4,8 +4,9 @@
     y = MatMul(DequantizeLinear(p), DequantizeLinear(v))
     y = Gemm(Reshape(DequantizeLinear(p)), DequantizeLinear(v))       where v is constant
 
-`exact-softmax` notes which value holds the distances of the scores to the largest of their row: the
-probabilities that rounding has not touched are those of the same distances.
+`exact-softmax` notes what it makes the codes of: the distances of the scores to the largest of
+their row, whose probabilities are those that nothing has rounded; the terms, integers, and their
+sum.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from edgeq.graph import consumers, int_attribute
 from edgeq.qdq import REAL_NAME, LinearGroup, linear_group
 from edgeq.roles import LINEAR
 from edgeq.softmax_bias import Observed, softmax
-from edgeq.softmax_form import DISTANCE, UNIT
+from edgeq.softmax_form import DISTANCE, HIGHEST_TERM, TERMS, TOTAL, UNIT
 
 Values = Mapping[str, NDArray[Any]]
 _ELEMENTS = 2**22  # of the probabilities that one sample shows: of more, rows are left out
@@ -55,6 +56,9 @@ class QuantizedAttention:
         group: The product; its left operand is `p`, or the rows of `p` as one matrix.
         distance: How far each score lies from the largest of its row, in units.
         unit: What a distance of 1 stands for.
+        terms: What the probabilities are in proportion to, integers held in float32.
+        total: Their sum in each row.
+        highest: The largest term: that of the largest of a row.
         heads: The size of the axis in front of rows and keys; 1 where it is not known.
         masks: What hides elements.
     """
@@ -63,6 +67,9 @@ class QuantizedAttention:
     group: LinearGroup
     distance: ir.Value
     unit: float
+    terms: ir.Value
+    total: ir.Value
+    highest: int
     heads: int
     masks: tuple[Mask, ...]
 
@@ -74,9 +81,14 @@ class QuantizedAttention:
         return name or str(self.group.node.outputs[0].name)
 
     @property
+    def row_unit(self) -> np.float32:
+        """The terms that one code stands for, where codes count in parts of a row's largest."""
+        return np.float32(self.highest / 255)
+
+    @property
     def taps(self) -> list[str]:
         """The names of the values that `observe` needs."""
-        values = [self.p, self.distance, *(mask.value for mask in self.masks)]
+        values = [self.p, self.distance, self.terms, *(mask.value for mask in self.masks)]
         if self.group.w.array is None:
             values.append(self.group.w.codes)
         return [str(value.name) for value in values]
@@ -92,7 +104,10 @@ class QuantizedAttention:
             kept = self._rows(np.broadcast_to(kept, codes.shape))
         rounded = self.group.x.qparams.dequantize(self._rows(codes)).astype(np.float64)
         ideal = softmax(self._rows(distance).astype(np.float64) * self.unit, kept)
-        return Observed(ideal, rounded, self._v(values, codes.shape[:-2]), kept)
+        terms = self._rows(values[str(self.terms.name)])
+        by_row = np.rint(terms / self.row_unit).astype(np.float64) * float(self.row_unit)
+        by_row /= np.maximum(terms.sum(-1, keepdims=True, dtype=np.float64), 1)
+        return Observed(ideal, rounded, by_row, self._v(values, codes.shape[:-2]), kept)
 
     def _rows(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return the array as (batch, heads, rows, keys), with the rows that are looked at."""
@@ -106,7 +121,7 @@ class QuantizedAttention:
             v = v.T
         if v.ndim > 2:
             v = np.broadcast_to(v, (*lead, *v.shape[-2:])).reshape(-1, self.heads, *v.shape[-2:])
-        return v.astype(np.float64)
+        return v.astype(np.float64, order="C")  # what BLAS multiplies fast
 
 
 def find_quantized_attentions(model: ir.Model, reference: ir.Model) -> list[QuantizedAttention]:
@@ -121,18 +136,31 @@ def find_quantized_attentions(model: ir.Model, reference: ir.Model) -> list[Quan
     found = []
     for p in values.values():
         name = p.metadata_props.get(REAL_NAME, "")
-        distance = values.get(p.metadata_props.get(DISTANCE, ""))
+        made_of = [values.get(p.metadata_props.get(key, "")) for key in (DISTANCE, TERMS, TOTAL)]
+        distance, terms, total = made_of
         attention = attentions.get(name)
-        if distance is None or p.shape is None or len(p.shape) < 2:
+        if distance is None or terms is None or total is None:
+            continue
+        if p.shape is None or len(p.shape) < 2:
             continue
         masks = _masks(attention, p, values)
         if masks is None or (attention is None and not _is_unmasked(softmaxes.get(name))):
             continue
         size = p.shape[-3] if len(p.shape) > 2 else 1
         heads = size if isinstance(size, int) else 1
-        unit = float(p.metadata_props[UNIT])
         found += [
-            QuantizedAttention(p, group, distance, unit, heads, masks) for group in _products(p)
+            QuantizedAttention(
+                p,
+                group,
+                distance,
+                float(p.metadata_props[UNIT]),
+                terms,
+                total,
+                int(p.metadata_props[HIGHEST_TERM]),
+                heads,
+                masks,
+            )
+            for group in _products(p)
         ]
     return found
 

@@ -5,12 +5,16 @@ A row of probabilities adds up to 1; its codes do not: where a row is long, most
 Bias Correction for Quantized Generative Models", ICCV workshops):
 
     beta = E[a - Q(a)]          over all elements that no mask hides; added to each of them
-    rho  = 1 / E[sum of Q(a)]   the other form: a factor of the scale
+    rho  = 1 / E[sum of Q(a)]   a factor of the scale
 
-`beta` costs a rank-1 term, `beta * sum of v`; `rho` nothing. What an attention gives with either is
-linear in it, so one sweep over the samples tells the squared error of every form: sums are all
-that is kept, whatever the number of samples. What is found on every other sample is measured on
-those between them.
+`beta` costs a rank-1 term, `beta * sum of v`; `rho` nothing. Range shrinking leaves less to
+correct, least where each row has a range of its own: codes that count in parts of the row's
+largest, read with a scale found at run time. Such a row can be given what it lost itself,
+`1 - sum of Q(a)`, spread over all elements that no mask hides.
+
+What an attention gives is linear in the correction, so one sweep over the samples tells the squared
+error of every form: sums are all that is kept, whatever the number of samples. What is found on
+every other sample is measured on those between them.
 """
 
 import math
@@ -21,7 +25,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Form = Literal["none", "scale", "beta"]
+from edgeq.numerics.blas import single_threaded
+
+Form = Literal["none", "scale", "beta", "row", "row+beta"]
 Granularity = Literal["tensor", "head", "timestep"]
 Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -44,14 +50,22 @@ class Observed:
     Attributes:
         ideal: The probabilities, float64 (batch, heads, rows, keys).
         rounded: What their codes stand for, the same shape.
+        by_row: What codes with a scale for each row stand for.
         v: The values, float64 (batch, heads, keys, width), or broadcastable to that.
         kept: Which elements no mask hides, broadcastable to `ideal`; None for all.
     """
 
     ideal: Float64
     rounded: Float64
+    by_row: Float64
     v: Float64
     kept: Bool | None = None
+
+    @property
+    def mask(self) -> Float64:
+        """1 for what no mask hides, 0 for the rest; the shape of `ideal`."""
+        kept = np.True_ if self.kept is None else self.kept
+        return np.broadcast_to(kept, self.ideal.shape).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +73,10 @@ class Correction:
     """A form of the correction of one attention, and what it is worth.
 
     Attributes:
-        form: `none`, `scale` or `beta`.
+        form: `none`, `scale` or `beta`; `row`: a scale for each row; `row+beta`: and a beta for
+            each row, both found at run time.
         granularity: What each value was found for: the `tensor`, a `head`, a head at a `timestep`.
-        value: beta or rho, float64 (buckets, heads).
+        value: beta or rho, float64 (buckets, heads); 0 where there is none.
         sqnr_db: Of the attention's result, what rounding it costs included.
         row_sum: Mean sum of a row of probabilities with the correction; 1 is right.
     """
@@ -87,14 +102,34 @@ class SoftmaxBiasMeter:
         """Start with nothing; results will be rounded to multiples of `step` unless it is 0."""
         self.heads, self.buckets = heads, buckets
         self._noise = step**2 / 12  # of an element, spread evenly over a step
-        self._halves = _Sums.zeros(buckets, heads), _Sums.zeros(buckets, heads)
+        # Of every other sample: how codes with one scale do, with one for each row, with both.
+        self._halves = [
+            {form: _Sums.zeros(buckets, heads) for form in ("none", "row", "row+beta")}
+            for _ in range(2)
+        ]
         self._samples = 0
 
     def add(self, sample: Observed, bucket: int | NDArray[np.int64] = 0) -> None:
         """Take one sample in; `bucket` is that of its timestep, or one for each of its batch."""
-        half = self._halves[self._samples % 2]
-        half.add(sample, np.broadcast_to(bucket, len(sample.ideal)))
+        with single_threaded():  # small products, and the same sums whatever the machine
+            self._add(sample, bucket)
         self._samples += 1
+
+    def _add(self, sample: Observed, bucket: int | NDArray[np.int64]) -> None:
+        half = self._halves[self._samples % 2]
+        places = np.broadcast_to(bucket, len(sample.ideal))
+        mask = sample.mask
+        lost = 1 - sample.by_row.sum(-1, keepdims=True)
+        refilled = sample.by_row + lost * mask / np.maximum(mask.sum(-1, keepdims=True), 1)
+        seen, wanted, shift = mask.any(-1, keepdims=True), sample.ideal @ sample.v, mask @ sample.v
+        for form, rounded in (
+            ("none", sample.rounded),
+            ("row", sample.by_row),
+            ("row+beta", refilled),
+        ):
+            counted = rounded * seen
+            results = wanted, counted @ sample.v, np.broadcast_to(shift, wanted.shape)
+            half[form].add((sample.ideal, mask, counted), results, places)
 
     def correction(
         self,
@@ -103,18 +138,21 @@ class SoftmaxBiasMeter:
         rounded: Callable[[Float64], Float64] = lambda value: value,
     ) -> Correction:
         """Return the value of a form, `rounded` as it will be written, and its worth."""
-        a, b = self._halves
+        a, b = self._sums(form)
         value = rounded((a + b).value(form, granularity))
         if self._samples < 2:
             return self._correction(form, granularity, value, [a.effect(form, value)])
-        found = [rounded(half.value(form, granularity)) for half in self._halves]
+        found = [rounded(half.value(form, granularity)) for half in (a, b)]
         effects = [a.effect(form, found[1]), b.effect(form, found[0])]
         return self._correction(form, granularity, value, effects)
 
     def worth(self, form: Form, value: Float64) -> Correction:
         """Return what a given value is worth on the samples taken in."""
-        a, b = self._halves
+        a, b = self._sums(form)
         return self._correction(form, "tensor", value, [(a + b).effect(form, value)])
+
+    def _sums(self, form: Form) -> list["_Sums"]:
+        return [half[form if form in half else "none"] for half in self._halves]
 
     def _correction(
         self, form: Form, granularity: Granularity, value: Float64, effects: list["_Effect"]
@@ -184,18 +222,26 @@ class _Sums:
     def _arrays(self) -> list[Float64]:
         return [getattr(self, field.name) for field in fields(self)]
 
-    def add(self, sample: Observed, buckets: NDArray[np.int64]) -> None:
-        """Take one sample in; `buckets` holds one number for each of its batch."""
-        ideal, rounded, v = sample.ideal, sample.rounded, sample.v
-        assert ideal.ndim == 4 and ideal.shape == rounded.shape, (ideal.shape, rounded.shape)
-        mask = np.ones(ideal.shape[-2:]) if sample.kept is None else sample.kept.astype(np.float64)
-        rounded = rounded * mask.any(-1, keepdims=True)
-        wanted, plain, shift = ideal @ v, rounded @ v, mask @ v
-        error, shift = wanted - plain, np.broadcast_to(shift, wanted.shape)
+    def add(
+        self,
+        probabilities: tuple[Float64, Float64, Float64],
+        results: tuple[Float64, Float64, Float64],
+        buckets: NDArray[np.int64],
+    ) -> None:
+        """Take one sample in.
+
+        Args:
+            probabilities: The ideal ones, 1 for what is not hidden, and those that codes stand for.
+            results: What comes of these: ideal, of codes, and what a beta of 1 adds.
+            buckets: A number for each of the batch.
+        """
+        ideal, mask, rounded = probabilities
+        wanted, plain, shift = results
+        error = wanted - plain
         for total, array in (
             (self.results, np.ones_like(wanted)),
             (self.rows, ideal),
-            (self.kept, np.broadcast_to(mask, ideal.shape)),
+            (self.kept, mask),
             (self.mass, rounded),
         ):
             np.add.at(total, buckets, array.sum((2, 3)))
@@ -211,7 +257,7 @@ class _Sums:
 
     def value(self, form: Form, granularity: Granularity) -> Float64:
         """Return beta or rho, (buckets, heads): all alike where they are found for more at once."""
-        if form == "none":
+        if form not in ("scale", "beta"):
             return np.zeros_like(self.rows)
         over, under = self.rows - self.mass, self.kept
         if form == "scale":
@@ -247,7 +293,7 @@ class SoftmaxRow:
 
     Attributes:
         attention: Its name.
-        form: How its softmax was corrected: `none`, or a form and what it was found for.
+        form: How its softmax was corrected: a form, and what its value was found for.
         row_sum_before: Mean sum of a row of the quantized probabilities.
         row_sum_after: The same with the correction.
         sqnr_before_db: Of the result of the attention; None where nothing is lost.
@@ -264,7 +310,9 @@ class SoftmaxRow:
     @classmethod
     def of(cls, attention: str, before: Correction, after: Correction) -> "SoftmaxRow":
         """Return the row of an attention; figures are rounded, so that all BLAS agree on them."""
-        form = "none" if after.form == "none" else f"{after.form} by {after.granularity}"
+        form = str(after.form)
+        if form in ("scale", "beta"):
+            form = f"{form} by {after.granularity}"
         sums = round(before.row_sum, 4), round(after.row_sum, 4)
         return cls(attention, form, *sums, _shown(before.sqnr_db), _shown(after.sqnr_db))
 

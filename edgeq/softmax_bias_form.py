@@ -6,28 +6,22 @@
                 sum = Cast(sum of v - zv over the keys that a query sees)             float32
                 y   = QuantizeLinear(acc + sum * (beta / sp), float32(sy / (sp * sv)), zy)
 
-What a query sees is, without a mask, all keys: ReduceSum; under a causal mask those up to its own:
-CumSum; under any other mask, MatMulInteger of what the mask keeps. Where v is constant, so is the
-sum: a Gemm takes it into its int32 bias. beta is the same everywhere, or differs by head, or by the
-bucket of an integer input as well: then it is looked up.
+The sum is that of `edgeq.seen_values`. Where v is constant it is constant too: a Gemm takes it into
+its int32 bias. beta is the same everywhere, or differs by head, or by the bucket of an integer
+input as well: then it is looked up.
 """
-
-from collections.abc import Sequence
-from itertools import zip_longest
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.attention import MASKED
 from edgeq.buckets import Buckets
-from edgeq.causal_masks import is_causal
 from edgeq.chain import Chain
-from edgeq.dims import Dim, same_dim
 from edgeq.graph import Editor, int_attribute, replace_uses, take_output
-from edgeq.numerics.affine import QParams, along
+from edgeq.numerics.affine import along
 from edgeq.qdq import LinearGroup, Operand
-from edgeq.quantized_attention import Mask, QuantizedAttention
+from edgeq.quantized_attention import QuantizedAttention
+from edgeq.seen_values import SeenValues, stored_zero_point
 
 Float64 = NDArray[np.float64]
 INT32, INT64, FLOAT = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT
@@ -77,15 +71,17 @@ def write_bias(group: LinearGroup, beta: float, editor: Editor) -> None:
 
 
 class TermWriter:
-    """Writes rank-1 terms; those of one model share their masks, and what they are looked up by."""
+    """Writes rank-1 terms; those of one model share what they are looked up by."""
 
-    def __init__(self, editor: Editor, step: ir.Value | None, buckets: Buckets | None) -> None:
+    def __init__(
+        self, editor: Editor, seen: SeenValues, step: ir.Value | None, buckets: Buckets | None
+    ) -> None:
         """Prepare; `step` is the integer input whose range `buckets` cut, if there is one."""
         self._editor = editor
+        self._seen = seen
         self._step = step
         self._buckets = buckets
         self._bucket: ir.Value | None = None
-        self._seen: dict[tuple[ir.Value, ...], ir.Value] = {}
 
     def write(self, attention: QuantizedAttention, beta: Float64) -> None:
         """Write the term of an attention; `beta` is (buckets, heads)."""
@@ -94,49 +90,18 @@ class TermWriter:
         x, w, y = group.x, group.w, group.y
         product = group.node.outputs[0]
         write = Chain(self._editor, str(product.name))
-        zeros = [write.constant(_zero_point(o.qparams)) for o in (x, w)]
+        zeros = [write.constant(stored_zero_point(o.qparams)) for o in (x, w)]
         acc = write("MatMulInteger", x.codes, w.codes, *zeros, shape=product.shape, dtype=INT32)
         share = self._share(write, beta / float(x.qparams.scale))
-        term = write("Mul", write.cast(self._sum(write, attention), FLOAT), share)
+        term = write("Mul", write.cast(self._seen.sum(write, attention), FLOAT), share)
         corrected = write("Add", write.cast(acc, FLOAT), term)
         ratio = np.float32(y.qparams.scale / np.float32(x.qparams.scale * w.qparams.scale))
-        parameters = [write.constant(ratio), write.constant(_zero_point(y.qparams))]
+        parameters = [write.constant(ratio), write.constant(stored_zero_point(y.qparams))]
         codes = write("QuantizeLinear", corrected, *parameters, dtype=y.codes.dtype)
         codes.metadata_props.update(y.codes.metadata_props)
         write.insert_before(group.node)
         replace_uses(y.codes, codes)
         take_output(y.codes, codes)
-
-    def _sum(self, write: Chain, attention: QuantizedAttention) -> ir.Value:
-        """Return the sum of the values that each query sees, in units, int32."""
-        v, masks = attention.group.w, attention.masks
-        assert v.codes.shape is not None
-        causal = [is_causal(mask.term, attention.p) for mask in masks]
-        if masks and not all(causal):
-            zeros = write.constant(np.uint8(0)), write.constant(_zero_point(v.qparams))
-            shape = attention.group.node.outputs[0].shape
-            seen = self._mask(write, masks)
-            return write("MatMulInteger", seen, v.codes, *zeros, shape=shape, dtype=INT32)
-        units = write.cast(v.codes, INT32)
-        if v.qparams.zero_point.any():
-            units = write("Sub", units, write.constant(v.qparams.zero_point.astype(np.int32)))
-        if masks:
-            return write("CumSum", units, write.constant(np.int64(-2)))
-        sizes = [*v.codes.shape[:-2], 1, v.codes.shape[-1]]
-        return write("ReduceSum", units, write.constant(np.array([-2])), shape=sizes, keepdims=1)
-
-    def _mask(self, write: Chain, masks: Sequence[Mask]) -> ir.Value:
-        """Return 1 for what no mask hides, 0 for the rest, uint8."""
-        key = tuple(mask.value for mask in masks)
-        if key not in self._seen:
-            seen = [_kept(write, mask) for mask in masks]
-            whole = seen[0]
-            for other in seen[1:]:
-                shape = _common(whole, other)
-                whole = write("And", whole, other)
-                whole.shape = shape
-            self._seen[key] = write.cast(whole, ir.DataType.UINT8)
-        return self._seen[key]
 
     def _share(self, write: Chain, share: Float64) -> ir.Value:
         """Return `beta / sp`, broadcastable to the product."""
@@ -167,30 +132,6 @@ class TermWriter:
         return self._bucket
 
 
-def _kept(write: Chain, mask: Mask) -> ir.Value:
-    """Return whether `mask` leaves an element, bool."""
-    if mask.term.kind == "choice":
-        return mask.value if mask.term.keeps else write("Not", mask.value)
-    limit = write.constant(np.float32(MASKED))
-    return write("Greater", mask.value, limit, dtype=ir.DataType.BOOL)
-
-
-def _common(a: ir.Value, b: ir.Value) -> ir.Shape | None:
-    """Return the shape of what two values are broadcast to; None where it is not known."""
-    if a.shape is None or b.shape is None:
-        return None
-    pairs: list[tuple[Dim, Dim]] = list(
-        zip_longest(reversed(a.shape), reversed(b.shape), fillvalue=1)
-    )
-    if any(x != 1 and y != 1 and not same_dim(x, y) for x, y in pairs):
-        return None
-    return ir.Shape([y if x == 1 else x for x, y in reversed(pairs)])
-
-
 def _units(w: Operand, codes: NDArray[np.integer]) -> NDArray[np.int64]:
     zero_point = along(w.qparams.zero_point, w.qparams.axis, codes.ndim)
     return np.asarray(codes.astype(np.int64) - zero_point)
-
-
-def _zero_point(qparams: QParams) -> NDArray[np.integer]:
-    return np.asarray(qparams.zero_point.astype(qparams.qtype.dtype))

@@ -27,12 +27,14 @@ from edgeq.chain import Chain
 from edgeq.graph import Editor, rank
 from edgeq.logarithm_form import logarithm
 from edgeq.look_up import look_up
+from edgeq.numerics.affine import QParams
 from edgeq.qdq import Operand, Result
 from edgeq.row_sums import Rows as Summed
 from edgeq.row_sums import row_sums
 
-# Metadata of codes: which value holds the distances to the largest, and what 1 of them stands for.
-DISTANCE, UNIT = "edgeq.distance", "edgeq.unit"
+# Metadata of the codes of probabilities: the names of the values that they are made from.
+DISTANCE, UNIT = "edgeq.distance", "edgeq.unit"  # to the largest of a row; what 1 stands for
+TERMS, TOTAL, HIGHEST_TERM = "edgeq.terms", "edgeq.total", "edgeq.highest_term"
 EXACT_BITS = 24
 LONGEST = 2**16  # elements of a row: of longer ones, terms would have fewer than 8 bits
 # Distances and the largest term in front of 8-bit codes: larger terms would need coarser steps, and
@@ -185,16 +187,30 @@ class SoftmaxWriter:
 
         Along the last axis each row is quantized with a scale of its own: one operation for both.
         """
-        values, qparams = terms.values, y.qparams
-        kind = ir.DataType.from_numpy(qparams.qtype.dtype)
-        ndim = rank(values)
-        last = self._rows.axis in (-1, None if ndim is None else ndim - 1)
-        if not last or qparams.axis is not None or qparams.zero_point or qparams.qtype.qmin:
-            parameters = [v for v in y.node.inputs[1:] if v is not None]
-            inputs = [self.shares(terms), *parameters]
-            return self._write("QuantizeLinear", inputs, "codes", kind, like=values)
-        scale = self._constant("scale", qparams.scale)
-        scales = self._write("Mul", [self._total(terms), scale], "scales")
+        total = self._total(terms)
+        by_row = self._is_last(terms.values) and _counts_from_zero(y.qparams)
+        codes = (self._codes_by_row if by_row else self._codes)(terms, total, y)
+        codes.metadata_props.update(
+            {
+                DISTANCE: str(terms.distance.name),
+                UNIT: repr(terms.unit),
+                TERMS: str(terms.values.name),
+                TOTAL: str(total.name),
+                HIGHEST_TERM: str(terms.highest),
+            }
+        )
+        return codes
+
+    def _codes(self, terms: Terms, total: ir.Value, y: Result) -> ir.Value:
+        values, kind = terms.values, ir.DataType.from_numpy(y.qparams.qtype.dtype)
+        share = self._write("Div", [values, total], "share", like=values)
+        parameters = [v for v in y.node.inputs[1:] if v is not None]
+        return self._write("QuantizeLinear", [share, *parameters], "codes", kind, like=values)
+
+    def _codes_by_row(self, terms: Terms, total: ir.Value, y: Result) -> ir.Value:
+        values, kind = terms.values, ir.DataType.from_numpy(y.qparams.qtype.dtype)
+        scale = self._constant("scale", y.qparams.scale)
+        scales = self._write("Mul", [total, scale], "scales")
         flat = self._write("Reshape", [scales, self._integers(-1)], "row_scales")
         shape, matrix = self._shapes(values)
         rows = self._write("Reshape", [values, matrix], "rows")
@@ -235,9 +251,14 @@ class SoftmaxWriter:
 
     def _length(self, x: ir.Value) -> int | None:
         """Return the length of the rows, where pieces of them can be summed: if it is known."""
-        if x.shape is None or self._rows.axis not in (-1, len(x.shape) - 1):
+        if x.shape is None or not self._is_last(x):
             return None
         return x.shape[-1] if isinstance(x.shape[-1], int) else None
+
+    def _is_last(self, x: ir.Value) -> bool:
+        """Whether the rows of `x` lie along its last axis."""
+        ndim = rank(x)
+        return self._rows.axis in (-1, None if ndim is None else ndim - 1)
 
     def _sum(self, terms: Terms) -> ir.Value:
         values, longest = terms.values, self._rows.longest
@@ -305,3 +326,8 @@ class SoftmaxWriter:
         )
         self.made.append(value)
         return value
+
+
+def _counts_from_zero(qparams: QParams) -> bool:
+    """Whether the codes need a scale only, one for all."""
+    return qparams.axis is None and not qparams.zero_point and qparams.qtype.qmin == 0

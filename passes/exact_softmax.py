@@ -29,7 +29,7 @@ from edgeq.graph import Editor, int_attribute, remove_dead, replace_uses, take_o
 from edgeq.passing import Context, Pass
 from edgeq.qdq import operand, result
 from edgeq.scores_form import LOWEST, ScoresWriter, coded_operands, may_be_empty, score_unit
-from edgeq.softmax_form import DISTANCE, LONGEST, UNIT, Constants, Rows, SoftmaxWriter
+from edgeq.softmax_form import LONGEST, Constants, Rows, SoftmaxWriter
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,6 @@ class _Rewriter:
         self._scores.made.clear()
         replace_uses(output, found)
         found.metadata_props.update(output.metadata_props)
-        if y is not None:
-            found.metadata_props[DISTANCE] = str(terms.distance.name)
-            found.metadata_props[UNIT] = repr(terms.unit)
         take_output(output, found)
 
     def _longest(self, node: ir.Node) -> int:

@@ -1,27 +1,32 @@
-"""Give a quantized softmax back the mass that rounding took from it.
+"""Keep, or give back, what rounding takes from the rows of a quantized softmax.
 
 A row of probabilities adds up to 1, its codes to less: in a long row most elements round to 0.
-`edgeq.softmax_bias` defines two corrections. `rho` is a factor of the scale with which the codes
-are read, and costs nothing:
+`edgeq.softmax_bias` defines the forms. `row` loses little to begin with, and costs less time than
+what it replaces: codes count in parts of the largest term of their row, and the division by the sum
+waits behind the product.
 
-before:  y_q = MatMul(p_q, v_q)                                       as integers
-after:   y_q = MatMul(p_q, v_q), the scale of p_q times rho
+before:  p_q = QuantizeLinear(e / sum(e));  y_q = MatMul(p_q, v_q)               as integers
+after:   c_q = QuantizeLinear(e);  y_q = QuantizeLinear(MatMulInteger(c_q, v_q) / sum(e))
 
-`beta` is a rank-1 term in front of the one rounding of the result:
+`row+beta` gives each such row exactly what it lost, spread over what the row sees: a rank-1 term in
+front of the division. The other forms keep one scale for all rows. `beta` is a rank-1 term too, the
+same share for a tensor, a head, or a head at some timesteps:
 
-before:  y_q = MatMul(p_q, v_q)
 after:   y_q = QuantizeLinear(MatMulInteger(p_q, v_q) + sum of v_q * (beta / sp))
 
-Where v is constant, and the product a Gemm, the term is part of its int32 bias.
+Where v is constant, and the product a Gemm, the term is part of its int32 bias. `scale` is a factor
+of the scale with which the codes are read:
+
+after:   y_q = MatMul(p_q, v_q), the scale of p_q times rho
 
 No integer zero point can hold beta: rounding to nearest is off by half a step at most, so
 `abs(beta / sp) <= 1/2`, and the zero point that it would change rounds back to what it was.
 
 What each form is worth is measured on calibration samples, with the bits that will run, for each
-attention alone; nothing is changed where less than `gain` dB are won.
+attention alone. `row` is taken unless it is worse; what costs more has to win `gain` dB.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -29,17 +34,21 @@ from itertools import islice
 import numpy as np
 import onnx_ir as ir
 
+from edgeq.buckets import Buckets
 from edgeq.dims import same_dim
 from edgeq.errors import RecipeError
 from edgeq.exactness import is_power_of_two
 from edgeq.graph import Editor, remove_dead
 from edgeq.passing import Context, Pass
+from edgeq.qdq import REAL_NAME
 from edgeq.quantized_attention import QuantizedAttention, find_quantized_attentions
+from edgeq.seen_values import SeenValues
 from edgeq.simulate import Simulator
 from edgeq.softmax_bias import Correction, Float64, Granularity, SoftmaxBiasMeter, SoftmaxRow
 from edgeq.softmax_bias_form import TermWriter, rounded_beta, write_bias, write_scale
+from edgeq.softmax_row_form import can_be_rows, write_rows
 
-FORMS = ("auto", "none", "scale", "beta")
+FORMS = ("auto", "none", "row", "scale", "beta", "row+beta")
 GRANULARITIES: tuple[Granularity, ...] = ("tensor", "head", "timestep")
 TAPPED = 2**27  # elements of probabilities that are looked at together, where their number is known
 
@@ -49,10 +58,10 @@ class FoldSoftmaxBias(Pass):
     """Correct the softmax of each attention where that helps.
 
     Attributes:
-        form: `auto` takes what is worth most; or `none`, `scale`, `beta`.
+        form: `auto` takes what is worth most; or one of the others, where it is worth its cost.
         granularity: One beta for a `tensor`, for each `head`, for each head and part of the range
             of the `timestep`; or `auto`.
-        gain: What a correction, or a finer one, has to win, in dB.
+        gain: What a form has to win over cheaper ones, in dB; `row`, the cheapest, nothing.
         samples: How many calibration samples to measure on.
     """
 
@@ -102,18 +111,19 @@ class FoldSoftmaxBias(Pass):
         step = None if buckets is None else named[buckets.name]
         meters = self._measured(found, model, context, step)
         editor = Editor(model.graph)
-        writer = TermWriter(editor, step, buckets)
+        writer = _Writer(editor, step, buckets)
         done = 0
         for attention, meter in zip(found, meters, strict=True):
             before = meter.correction("none")
             best = before
             for other in self._corrections(attention, meter):
-                if other.sqnr_db - best.sqnr_db >= self.gain:
+                if other.sqnr_db - best.sqnr_db >= (0 if other.form == "row" else self.gain):
                     best = other
             context.softmax_rows.append(SoftmaxRow.of(attention.name, before, best))
-            _write(attention, best, writer, editor)
+            writer.write(attention, best)
             done += best is not before
         remove_dead(model.graph)
+        _rename(model, writer.by_row, context)
         return done
 
     def _measured(
@@ -151,18 +161,22 @@ class FoldSoftmaxBias(Pass):
         self, attention: QuantizedAttention, meter: SoftmaxBiasMeter
     ) -> Iterator[Correction]:
         """Yield what can be written, cheaper forms first."""
-        group = attention.group
-        folds = group.node.op_type == "Gemm" and not attention.masks  # into the bias
+        group, wanted = attention.group, self.form
+        product, constant = group.node.op_type == "MatMul", group.w.array is not None
+        if wanted in ("auto", "row") and can_be_rows(attention):
+            yield meter.correction("row")
         # A power of two would not stay one; a Gemm's bias has the scale of its operands.
-        scales = group.node.op_type != "Gemm" and not is_power_of_two(float(group.x.qparams.scale))
-        if self.form in ("auto", "scale") and scales:
+        scales = product and not is_power_of_two(float(group.x.qparams.scale))
+        if wanted in ("auto", "scale") and scales:
             yield meter.correction("scale", rounded=_float32)
-        if self.form == "scale" or not (folds or group.w.array is None):
-            return
-        differs = {"tensor": True, "head": meter.heads > 1, "timestep": meter.buckets > 1}
-        for granularity in GRANULARITIES[:1] if folds else GRANULARITIES:
-            if differs[granularity] and self.granularity in ("auto", granularity):
-                yield meter.correction("beta", granularity, partial(rounded_beta, attention))
+        folds = not product and not attention.masks  # into the bias
+        if wanted in ("auto", "beta") and (folds or not constant):
+            differs = {"tensor": True, "head": meter.heads > 1, "timestep": meter.buckets > 1}
+            for granularity in GRANULARITIES[:1] if folds else GRANULARITIES:
+                if differs[granularity] and self.granularity in ("auto", granularity):
+                    yield meter.correction("beta", granularity, partial(rounded_beta, attention))
+        if wanted in ("auto", "row+beta") and can_be_rows(attention):
+            yield meter.correction("row+beta")
 
 
 def _float32(value: Float64) -> Float64:
@@ -193,13 +207,39 @@ def _follows(attention: QuantizedAttention, step: ir.Value) -> bool:
     return all(size == 1 or same_dim(size, p[0]) for size in step.shape)
 
 
-def _write(
-    attention: QuantizedAttention, best: Correction, writer: TermWriter, editor: Editor
-) -> None:
-    group = attention.group
-    if best.form == "scale":
-        write_scale(group, float(best.value[0, 0]), editor)
-    elif best.form == "beta" and group.w.array is not None:
-        write_bias(group, float(best.value[0, 0]), editor)
-    elif best.form == "beta":
-        writer.write(attention, best.value)
+class _Writer:
+    """Writes corrections.
+
+    Attributes:
+        by_row: The codes with a scale for each row, by those whose place they take.
+    """
+
+    def __init__(self, editor: Editor, step: ir.Value | None, buckets: Buckets | None) -> None:
+        self.by_row: dict[ir.Value, ir.Value] = {}
+        self._editor = editor
+        self._seen = SeenValues()
+        self._terms = TermWriter(editor, self._seen, step, buckets)
+
+    def write(self, attention: QuantizedAttention, best: Correction) -> None:
+        """Write one."""
+        group, form = attention.group, best.form
+        if form == "scale":
+            write_scale(group, float(best.value[0, 0]), self._editor)
+        elif form in ("row", "row+beta"):
+            refill = form == "row+beta"
+            codes = write_rows(attention, self._seen, self._editor, refill=refill)
+            self.by_row[attention.p] = codes
+        elif form == "beta" and group.w.array is not None:
+            write_bias(group, float(best.value[0, 0]), self._editor)
+        elif form == "beta":
+            self._terms.write(attention, best.value)
+
+
+def _rename(model: ir.Model, by_row: Mapping[ir.Value, ir.Value], context: Context) -> None:
+    """Let codes with a scale for each row stand for what those that are gone stood for."""
+    alive = {value for node in model.graph for value in node.outputs}
+    for old, new in by_row.items():
+        if old not in alive:
+            name = old.metadata_props[REAL_NAME]
+            new.metadata_props[REAL_NAME] = name
+            context.qparams.pop(name, None)  # there is no such scale any more

@@ -17,11 +17,12 @@ from edgeq.calibrate import Calibration
 from edgeq.certify import certify
 from edgeq.cli import app
 from edgeq.errors import RecipeError
-from edgeq.graph import clone, constant, to_bytes
+from edgeq.graph import clone, constant, to_bytes, to_text
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import QTYPES
 from edgeq.onnx_api import infer_shapes
 from edgeq.passing import Context, run_pipeline
+from edgeq.qdq import REAL_NAME
 from edgeq.recipe import load_recipe
 from edgeq.simulate import Simulator
 from edgeq.softmax_bias import softmax
@@ -243,12 +244,13 @@ def test_what_a_query_sees_is_summed_the_cheapest_way(name: str, made: str, prod
     assert kinds(model).count("CumSum") == (made == "CumSum")
 
 
+@pytest.mark.parametrize("form", ["beta, granularity=head", "row", "row+beta"])
 @pytest.mark.parametrize("name", ["causal", "chosen", "causal and padded"])
-def test_no_hidden_token_reaches_a_result(name: str) -> None:
+def test_no_hidden_token_reaches_a_result(name: str, form: str) -> None:
     """Values of keys that a mask hides may be anything."""
     case = CASES[name]
     feeds = samples(case)
-    model, _ = corrected(case, feeds, "form=beta, granularity=head")
+    model, _ = corrected(case, feeds, f"form={form}")
     feed, simulator = feeds[0], Simulator(model)
     (first,) = simulator.run(feed).values()
     v = feed["v"].copy()
@@ -274,6 +276,157 @@ def test_a_row_that_is_hidden_whole_is_left_as_it_is() -> None:
         assert not np.array_equal(plain, found)
 
 
+# -- a scale for each row --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["row", "row+beta"])
+@pytest.mark.parametrize("name", CASES)
+def test_rows_have_equal_bits_everywhere_and_are_nearer_to_float(name: str, form: str) -> None:
+    case = CASES[name]
+    feeds = samples(case)
+    before, _ = prepared(case, feeds)
+    model, context = corrected(case, feeds, f"form={form}")
+    assert certify(model, TARGET.capabilities, 256).unproven == ()
+    for length in (1, 2, 37, 61):
+        everywhere(model, samples(case, length, 1)[0])
+    (row,) = context.softmax_rows
+    assert row.form == form and abs(row.row_sum_before - 1) > 0.02 > abs(row.row_sum_after - 1)
+    assert row.row_sum_after == 1 or form == "row"
+    fresh = samples(case, 41, 3)
+    gained = sqnr(case, model, fresh) - sqnr(case, before, fresh)
+    assert gained > 10
+    assert row.sqnr_after_db is not None and row.sqnr_before_db is not None
+    if "LessOrEqual" not in case.nodes:  # first rows of causal ones leave the range of the result
+        assert row.sqnr_after_db - row.sqnr_before_db == pytest.approx(gained, abs=1.5)
+
+
+def behind_terms(model: ir.Model) -> list[str]:
+    """Return the nodes behind the sum of the terms, one in a line."""
+    lines = to_text(model).splitlines()
+    first = next(number for number, line in enumerate(lines) if "= ReduceSum" in line)
+    nodes = [line.partition("] ")[2] for line in lines[first:] if "= " in line]
+    return [line.replace("y_replaced_", "") for line in nodes]
+
+
+BEFORE = """\
+p_sum = ReduceSum <keepdims: int = 1> (p_terms, p_integers)
+p_scales = Mul (p_sum, p_scale_1)
+p_row_scales = Reshape (p_scales, p_integers)
+p_shape = Shape (p_terms)
+p_length = Slice (p_shape, p_integers, p_integers_1)
+p_matrix = Concat <axis: int = 0> (p_integers, p_length)
+p_rows = Reshape (p_terms, p_matrix)
+p_row_codes = QuantizeLinear <axis: int = 0, output_dtype: int = 2> (p_rows, p_row_scales)
+p_q = Reshape (p_row_codes, p_shape)
+v_dq = DequantizeLinear (v_q, v_scale, v_zero_point)
+p_dq = DequantizeLinear (p_q, p_scale, p_zero_point)
+y_replaced = MatMul (p_dq, v_dq)
+y_q = QuantizeLinear (y_replaced, y_scale, y_zero_point)
+y = DequantizeLinear (y_q, y_scale, y_zero_point)"""
+ROW = """\
+p_sum = ReduceSum <keepdims: int = 1> (p_terms, p_integers)
+quantizelinear = QuantizeLinear (p_terms, constant_1, constant)
+matmulinteger = MatMulInteger (quantizelinear, v_q, constant, constant_2)
+cast = Cast <to: int = 1> (matmulinteger)
+div = Div (cast, p_sum)
+y_q = QuantizeLinear (div, constant_3, constant_2)
+y = DequantizeLinear (y_q, y_scale, y_zero_point)"""
+CAUSAL_ROW_AND_BETA = """\
+p_sum = ReduceSum <keepdims: int = 1> (p_terms, p_integers)
+quantizelinear = QuantizeLinear (p_terms, constant_1, constant)
+matmulinteger = MatMulInteger (quantizelinear, v_q, constant, constant_2)
+cast = Cast <to: int = 1> (matmulinteger)
+cast_1 = Cast <to: int = 1> (quantizelinear)
+reducesum = ReduceSum <keepdims: int = 1> (cast_1, constant_3)
+div = Div (p_sum, constant_1)
+sub = Sub (div, reducesum)
+cast_2 = Cast <to: int = 2> (m)
+cast_3 = Cast <to: int = 1> (cast_2)
+reducesum_1 = ReduceSum <keepdims: int = 1> (cast_3, constant_3)
+max = Max (reducesum_1, constant_4)
+div_1 = Div (sub, max)
+cast_4 = Cast <to: int = 6> (v_q)
+sub_1 = Sub (cast_4, constant_5)
+cumsum = CumSum (sub_1, constant_6)
+cast_5 = Cast <to: int = 1> (cumsum)
+mul = Mul (cast_5, div_1)
+add = Add (cast, mul)
+div_2 = Div (add, p_sum)
+y_q = QuantizeLinear (div_2, constant_7, constant_2)
+y = DequantizeLinear (y_q, y_scale, y_zero_point)"""
+PADDED_ROW_AND_BETA = (
+    CAUSAL_ROW_AND_BETA.replace("(m)", "(pad)")
+    .replace(
+        """\
+cast_4 = Cast <to: int = 6> (v_q)
+sub_1 = Sub (cast_4, constant_5)
+cumsum = CumSum (sub_1, constant_6)
+cast_5 = Cast <to: int = 1> (cumsum)
+mul = Mul (cast_5, div_1)""",
+        """\
+matmulinteger_1 = MatMulInteger (cast_2, v_q, constant, constant_2)
+cast_4 = Cast <to: int = 1> (matmulinteger_1)
+mul = Mul (cast_4, div_1)""",
+    )
+    .replace("constant_7", "constant_5")
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "after"),
+    [
+        ("none", "row", ROW),
+        ("causal", "row", ROW),
+        ("padded", "row", ROW),
+        ("causal", "row+beta", CAUSAL_ROW_AND_BETA),
+        ("padded", "row+beta", PADDED_ROW_AND_BETA),
+    ],
+)
+def test_what_is_written_behind_the_terms(name: str, form: str, after: str) -> None:
+    case = CASES[name]
+    feeds = samples(case)
+    before, _ = prepared(case, feeds)
+    model, _ = corrected(case, feeds, f"form={form}")
+    assert behind_terms(before) == BEFORE.splitlines()
+    assert behind_terms(model) == after.splitlines()
+
+
+def test_an_open_length_is_counted_without_the_codes_that_are_gone() -> None:
+    case = CASES["none"]
+    model, _ = corrected(case, samples(case), "form=row+beta")
+    assert kinds(model).count("Shape") == 1 and "Concat" not in kinds(model)
+
+
+def test_rows_take_the_place_of_codes_with_one_scale() -> None:
+    """The report shows no figures in steps of a scale that is gone."""
+    case = CASES["none"]
+    feeds = samples(case)
+    model, context = corrected(case, feeds, "gain=2")
+    assert context.softmax_rows[0].form == "row"
+    assert kinds(model).count("MatMulInteger") == 2 and "MatMul" not in kinds(model)
+    codes = {v.metadata_props.get(REAL_NAME) for node in model.graph for v in node.outputs}
+    assert "p" in codes and "p" not in context.qparams
+
+
+@pytest.mark.parametrize("name", ["chosen", "guarded"])
+@pytest.mark.parametrize("form", ["row", "row+beta"])
+def test_a_row_that_sees_nothing_is_uniform_or_zero(name: str, form: str) -> None:
+    case = CASES[name]
+    feeds = samples(case)
+    model, _ = corrected(case, feeds, f"form={form}")
+    (found,) = Simulator(model).run(feeds[0]).values()
+    (v,) = as_codes(feeds[0], "v")
+    wanted = v.mean(-2) if name == "chosen" else np.zeros_like(v[..., 0, :])
+    assert np.abs(found[:, :, 4] - wanted).max() <= SCALES["y"][0] / 2 + 1e-6
+
+
+def test_what_costs_more_than_rows_must_win_more() -> None:
+    case = CASES["none"]
+    for gain, form in (("0.25", "row+beta"), ("2", "row"), ("99", "row")):
+        _, context = corrected(case, samples(case), f"gain={gain}")
+        assert context.softmax_rows[0].form == form
+
+
 # -- forms -----------------------------------------------------------------------------------------
 
 
@@ -286,15 +439,15 @@ def uneven(batch: int = 2) -> list[Feeds]:
 
 
 def test_a_head_has_a_beta_of_its_own_where_that_wins() -> None:
-    model, context = corrected(CASES["none"], uneven())
+    model, context = corrected(CASES["none"], uneven(), "form=beta")
     assert context.softmax_rows[0].form == "beta by head"
     shares = [c for node in model.graph if node.op_type == "Mul" for v in node.inputs
               if (c := constant(v)) is not None and c.shape == (2, 1, 1)]  # fmt: skip
     assert len(shares) == 1 and shares[0][0] > 2 * shares[0][1] > 0
     everywhere(model, uneven(3)[0])
-    _, context = corrected(CASES["none"], uneven(), "granularity=tensor")
+    _, context = corrected(CASES["none"], uneven(), "form=beta, granularity=tensor")
     assert context.softmax_rows[0].form == "beta by tensor"
-    _, context = corrected(CASES["none"], samples(CASES["none"]))
+    _, context = corrected(CASES["none"], samples(CASES["none"]), "form=beta")
     assert context.softmax_rows[0].form == "beta by tensor"  # heads alike: no more is won
 
 
@@ -317,7 +470,7 @@ def test_a_power_of_two_stays_one() -> None:
     assert context.softmax_rows[0].form == "none"
 
 
-@pytest.mark.parametrize("options", ["form=none", "gain=99", "form=scale, gain=99"])
+@pytest.mark.parametrize("options", ["form=none", "form=beta, gain=99", "form=scale, gain=99"])
 def test_nothing_is_changed_where_nothing_is_won(options: str) -> None:
     case = CASES["none"]
     feeds = samples(case)
@@ -333,7 +486,7 @@ def test_fine_codes_need_no_correction() -> None:
     case = Case(scales={"p": (1 / 255 / 4, 0)})
     feeds = samples(case, spread=0.8)
     before, _ = prepared(case, feeds)
-    model, context = corrected(case, feeds)
+    model, context = corrected(case, feeds, "form=beta")
     assert to_bytes(model) == to_bytes(before) and context.softmax_rows[0].form == "none"
 
 
@@ -347,7 +500,7 @@ def test_a_zero_point_cannot_hold_the_correction(options: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("form=gamma", "form = 'gamma'; one of auto, none, scale, beta"),
+        ("form=gamma", "form = 'gamma'; one of auto, none, row, scale, beta, row.beta"),
         ("samples=0", "samples is at least 1"),
         ("granularity=key", "granularity = 'key'; one of auto, tensor, head, timestep"),
         ("granularity=timestep", "--input-range timestep=0:999"),
@@ -398,7 +551,7 @@ def test_a_beta_for_each_part_of_the_timesteps(lead: str) -> None:
     buckets = Buckets("t", 5, 44, 4)
     before, _ = quantized(given, feeds, SCALES, buckets)
     model, context = quantized(given, feeds, SCALES, buckets)
-    run_pipeline(PASS, model, context)
+    run_pipeline(f"{PASS}{{form=beta}}", model, context)
     infer_shapes(model)
     assert context.softmax_rows[0].form == "beta by timestep"
     assert certify(model, TARGET.capabilities, 256).unproven == ()
@@ -422,7 +575,7 @@ def test_a_finer_beta_must_win_more() -> None:
     for feed in feeds:
         feed["q"] = samples(CASES["none"], count=1)[0]["q"]
     model, context = quantized(given, feeds, SCALES, Buckets("t", 5, 44, 4))
-    run_pipeline(PASS, model, context)
+    run_pipeline(f"{PASS}{{form=beta}}", model, context)
     assert context.softmax_rows[0].form == "beta by tensor" and "Gather" not in kinds(model)
 
 

@@ -43,7 +43,7 @@ LAYERS = {
     " histogram buckets statistics clipping entropy weight_range weight_codes"
     " calibrate seen_inputs",
     "targeting": "by_name targeting memory_use",
-    "passing": "passing request proofs code_plan softmax_bias_form",
+    "passing": "passing request proofs code_plan seen_values softmax_bias_form softmax_row_form",
     "tvm": "tvm tvm.*",
     "passes!": "passes passes.* targets targets.*",
     "verify": "certify tolerance verify float_proofs fused_proofs integer_proofs"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeq.softmax_bias import Observed, SoftmaxBiasMeter, SoftmaxRow, softmax
+from edgeq.softmax_bias import Form, Observed, SoftmaxBiasMeter, SoftmaxRow, softmax
 
 Float64 = NDArray[np.float64]
 SCALE = 1 / 40
@@ -26,18 +26,20 @@ def observed(
         kept = random.random((batch, 1, rows, keys)) < 0.5
     ideal = softmax(random.normal(size=shape), kept)
     rounded = np.rint(ideal * random.uniform(0.9, 1.1, size=(heads, 1, 1)) / SCALE) * SCALE
+    step = np.maximum(ideal.max(-1, keepdims=True), 1e-9) * SCALE
     v = random.normal(size=(batch, heads, keys, 3)) + 1
-    return Observed(ideal, rounded, v, kept)
-
-
-def mask_of(sample: Observed) -> Float64:
-    kept = True if sample.kept is None else sample.kept
-    return np.broadcast_to(kept, sample.ideal.shape).astype(np.float64)
+    return Observed(ideal, rounded, np.rint(ideal / step) * step, v, kept)
 
 
 def corrected(sample: Observed, form: str, value: Float64) -> Float64:
     """Return the probabilities with a correction; `value` is broadcastable to them."""
-    mask = mask_of(sample)
+    mask = sample.mask
+    if form in ("row", "row+beta"):
+        rows = sample.by_row.copy()
+        for place in np.argwhere(mask.any(-1)) if form == "row+beta" else ():
+            row, seen = rows[tuple(place)], mask[tuple(place)] > 0
+            row[seen] += (1 - row.sum()) / seen.sum()
+        return rows
     rounded = sample.rounded * mask.any(-1, keepdims=True)
     return rounded * value if form == "scale" else rounded + value * mask
 
@@ -66,7 +68,7 @@ def test_a_value_is_the_mean_of_what_rounding_took(
     random = np.random.default_rng(seed)
     samples = [observed(random, shape, mask) for _ in range(3)]
     meter = metered(samples, shape[1])
-    masks = [mask_of(s) for s in samples]
+    masks = [s.mask for s in samples]
     lost = [(s.ideal - s.rounded) * m for s, m in zip(samples, masks, strict=True)]
     axes = (0, 2, 3)
     kept, mass = (sum(a.sum(axes) for a in arrays) for arrays in (masks, lost))
@@ -85,7 +87,7 @@ def test_a_value_is_the_mean_of_what_rounding_took(
 @given(
     shape=SHAPES,
     mask=st.sampled_from(["none", "causal", "some"]),
-    form=st.sampled_from(["none", "scale", "beta"]),
+    form=st.sampled_from(["none", "scale", "beta", "row", "row+beta"]),
     granularity=st.sampled_from(["tensor", "head"]),
     seed=st.integers(0, 999),
 )
@@ -114,11 +116,12 @@ def _together(samples: list[Observed]) -> Observed:
     """Return samples as one batch."""
     kept = None
     if samples[0].kept is not None:
-        kept = np.concatenate([mask_of(s) > 0 for s in samples])
-    ideal, rounded, v = (
-        np.concatenate([getattr(s, name) for s in samples]) for name in ("ideal", "rounded", "v")
+        kept = np.concatenate([s.mask > 0 for s in samples])
+    names = ("ideal", "rounded", "by_row", "v")
+    ideal, rounded, by_row, v = (
+        np.concatenate([getattr(s, name) for s in samples]) for name in names
     )
-    return Observed(ideal, rounded, v, kept)
+    return Observed(ideal, rounded, by_row, v, kept)
 
 
 def test_rows_that_a_mask_hides_whole_count_nothing() -> None:
@@ -126,16 +129,19 @@ def test_rows_that_a_mask_hides_whole_count_nothing() -> None:
     sample = observed(random, (1, 2, 5, 12))
     kept = np.ones((5, 12), bool)
     kept[3] = False
-    rounded = sample.rounded.copy()
-    rounded[:, :, 3] = 0.3  # whatever the kernel makes of them
-    hidden = Observed(softmax(np.log(sample.ideal), kept), rounded, sample.v, kept)
+    rounded, by_row = sample.rounded.copy(), sample.by_row.copy()
+    rounded[:, :, 3] = by_row[:, :, 3] = 0.3  # whatever the kernel makes of them
+    hidden = Observed(softmax(np.log(sample.ideal), kept), rounded, by_row, sample.v, kept)
     rest = [0, 1, 2, 4]
-    seen = Observed(sample.ideal[:, :, rest], sample.rounded[:, :, rest], sample.v)
-    for form in ("scale", "beta"):
-        a, b = (metered([s], 2).correction(form, "head") for s in (hidden, seen))
-        np.testing.assert_allclose(a.value, b.value)
-        assert a.sqnr_db == pytest.approx(b.sqnr_db) and a.row_sum == pytest.approx(b.row_sum)
-        assert a.row_sum == pytest.approx(1)
+    a, b, c = (part[:, :, rest] for part in (sample.ideal, sample.rounded, sample.by_row))
+    seen = Observed(a, b, c, sample.v)
+    forms: tuple[Form, ...] = ("none", "scale", "beta", "row", "row+beta")
+    for form in forms:
+        one, other = (metered([s], 2).correction(form, "head") for s in (hidden, seen))
+        np.testing.assert_allclose(one.value, other.value)
+        assert one.sqnr_db == pytest.approx(other.sqnr_db)
+        assert one.row_sum == pytest.approx(other.row_sum)
+        assert one.row_sum == pytest.approx(1) or form in ("none", "row")
 
 
 def test_each_part_of_the_timesteps_has_a_value_of_its_own() -> None:
@@ -146,7 +152,8 @@ def test_each_part_of_the_timesteps_has_a_value_of_its_own() -> None:
         meter.add(sample, np.array([0, 1, 2]))
         for place, one in enumerate(direct):
             part = slice(place, place + 1)
-            one.add(Observed(sample.ideal[part], sample.rounded[part], sample.v[part]))
+            codes = sample.rounded[part], sample.by_row[part]
+            one.add(Observed(sample.ideal[part], *codes, sample.v[part]))
     value = meter.correction("beta", "timestep").value
     for place, one in enumerate(direct):
         np.testing.assert_allclose(value[place], one.correction("beta", "head").value[0])
@@ -164,7 +171,7 @@ def test_a_value_that_fits_its_samples_alone_wins_nothing() -> None:
         ideal = softmax(random.normal(size=(1, 1, 3, 8)) * 0.1)
         noise = random.choice([-0.01, 0.01]) * np.ones_like(ideal)
         v = random.normal(size=(1, 1, 8, 4)) + 1
-        meter.add(Observed(ideal, ideal + noise, v), number)
+        meter.add(Observed(ideal, ideal + noise, ideal, v), number)
     before = meter.correction("none").sqnr_db
     assert meter.correction("beta", "timestep").sqnr_db < before + 0.2
 
@@ -190,9 +197,27 @@ def test_what_rounding_the_result_costs_hides_small_gains() -> None:
 
 def test_nothing_lost_is_nothing_to_correct() -> None:
     ideal = softmax(np.zeros((1, 1, 2, 4)))
-    meter = metered([Observed(ideal, ideal, np.ones((1, 1, 4, 1)))] * 2, 1)
+    meter = metered([Observed(ideal, ideal, ideal, np.ones((1, 1, 4, 1)))] * 2, 1)
     none, beta = meter.correction("none"), meter.correction("beta")
     assert none.sqnr_db == np.inf and none.row_sum == 1 and not beta.value.any()
     row = SoftmaxRow.of("a", none, none)
     assert row.sqnr_before_db is None and row.form == "none"
     assert SoftmaxRow.of("a", none, meter.correction("beta", "head")).form == "beta by head"
+    assert SoftmaxRow.of("a", none, meter.correction("row+beta")).form == "row+beta"
+
+
+def test_a_scale_for_each_row_loses_less_where_rows_differ() -> None:
+    random = np.random.default_rng(6)
+    samples = []
+    for _ in range(4):
+        sharpness = 10.0 ** -np.arange(9).reshape(-1, 1)  # from one key to all alike
+        ideal = softmax(random.normal(size=(1, 2, 9, 60)) * 4 * sharpness)
+        step = ideal.max(-1, keepdims=True) * SCALE
+        v = random.normal(size=(1, 2, 60, 3)) + 1
+        by_row = np.rint(ideal / step) * step
+        samples.append(Observed(ideal, np.rint(ideal / SCALE) * SCALE, by_row, v))
+    meter = metered(samples, 2)
+    none, beta, row, refilled = (
+        meter.correction(form).sqnr_db for form in ("none", "beta", "row", "row+beta")
+    )
+    assert row > beta + 6 > none + 6 and refilled > row
