@@ -77,7 +77,7 @@ class Device:
     libraries: tuple[str, ...] = ()
     alignment: int = 64
     memory: Memory | None = None
-    golden_bytes: int = 2**23
+    golden_bytes: int = 2**24
     cpu_flags: tuple[str, ...] = ()
 
     @property
