@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -104,7 +103,9 @@ def main() -> int:
     missed = 0
     for name in given.cases:
         with tempfile.TemporaryDirectory() as scratch:
-            facts = SimpleNamespace(recipe="int8", runs=1, zoo=given.zoo, bundles=given.bundles)
+            facts = argparse.Namespace(
+                recipe="int8", runs=1, zoo=given.zoo, bundles=given.bundles
+            )
             case = make_case(name, facts, Path(scratch))
             models = [in_session(case, Path(scratch)), *(compiled(case, d) for d in here)]
             found = measure(models)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeq.bundle import Bundle, open_bundle
-from edgeq.check import CheckResult
 from edgeq.bundle_check import check_bundle
-from edgeq.errors import BundleError
+from edgeq.check import CheckResult
 from edgeq.longest import MAX_DIM
 from edgeq.recipe import Recipe
 from edgeq.request import CompileRequest, Progress, silent

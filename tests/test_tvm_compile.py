@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from benchmarks.devices import compare, in_session, make_case
 from edgeq.cli import app
 from edgeq.errors import BundleError, UnknownNameError
 from edgeq.targeting import find_target
-from edgeq.tvm import toolchain
 from edgeq.tvm.devices import DEVICES
 from edgeq.tvm.toolchain import missing_tools
 
@@ -156,7 +156,7 @@ def test_a_device_that_is_not_there_is_guessed():
 
 
 def test_a_missing_toolchain_is_named(bundle, monkeypatch):
-    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     text = command("check", bundle, status=2)
     assert "apt-get install" in text and "gcc" in text
 
@@ -177,8 +177,12 @@ def test_without_tvm_the_extra_is_named(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@dataclass
 class Given:
-    recipe, runs, zoo, bundles = "int8", 20, ZOO, None
+    recipe: str = "int8"
+    runs: int = 20
+    zoo: Path = ZOO
+    bundles: Path | None = None
 
 
 @pytest.fixture(scope="module", params=["digits", pytest.param("kws-dscnn", marks=pytest.mark.zoo)])
@@ -186,7 +190,7 @@ def case(request):
     if request.param != "digits" and not ZOO.exists():
         pytest.skip("needs the trained models of ../shared/zoo")
     with tempfile.TemporaryDirectory() as folder:
-        yield make_case(request.param, Given, Path(folder))
+        yield make_case(request.param, Given(), Path(folder))
 
 
 @pytest.mark.emulated

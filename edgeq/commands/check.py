@@ -33,8 +33,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Verify a bundle here: same files, same bits, how accurate, how fast."""
-    from edgeq.check import report
     from edgeq.bundle_check import check_bundle
+    from edgeq.check import report
 
     result = check_bundle(
         bundle,
