@@ -5,7 +5,7 @@ single IEEE operations, or is looked up in what these make of all codes. numpy o
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -202,6 +202,47 @@ class Simulator:
         together([partial(self._execute, plan, share) for share in shares])
         return {name: self._gathered(name, shares) for name in plan.wanted}
 
+    def observe(
+        self, feeds: Feeds, groups: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, dict[str, Array]]]:
+        """Execute the model; give each group of values as soon as all of it is known.
+
+        No value is held longer than a step or a group needs it: many groups cost no more memory
+        than the largest.
+
+        Args:
+            feeds: Every input by name, as `run` takes them.
+            groups: Names of values, as the taps of `run`.
+
+        Yields:
+            The number of a group, and its values; they are gone when the next is asked for.
+
+        Raises:
+            DataError: A feed is missing, unknown, or has another dtype or shape; a name is unknown.
+        """
+        env = self._checked(feeds)
+        names = tuple(dict.fromkeys(name for group in groups for name in group))
+        self._check_names(names)
+        env |= {name: self._constants[name] for name in names if name in self._constants}
+        steps = needed(self._fast, names)
+        made = {name: place for place, step in enumerate(steps) for name in step.outputs}
+        complete = [max((made.get(name, -1) for name in group), default=-1) for group in groups]
+        readers = Counter(n for reads in (*groups, *(s.inputs for s in steps)) for n in reads)
+        for place, step in enumerate((None, *steps), -1):
+            read: list[str] = []
+            if step is not None:
+                step.execute(env)
+                read += step.inputs
+            for number in (n for n, last in enumerate(complete) if last == place):
+                values = {name: env[name] for name in groups[number]}
+                yield number, values
+                values.clear()
+                read += groups[number]
+            readers.subtract(read)
+            for name in (*read, *(() if step is None else step.outputs)):
+                if readers[name] <= 0:
+                    env.pop(name, None)
+
     def largest(self, feeds: Feeds) -> int:
         """Return the bytes of the largest value that a run with all taps would return.
 
@@ -257,10 +298,7 @@ class Simulator:
         if taps in self._plans:
             return self._plans[taps]
         wanted = tuple(dict.fromkeys((*self._outputs, *taps)))
-        known = {*self._inputs, *self._constants, *(n for s in self._settled for n in s.outputs)}
-        for name in wanted:
-            if name not in known:
-                raise DataError(f"the model has no value {name!r}{suggest(name, sorted(known))}")
+        self._check_names(wanted)
         steps = needed(self._fast, wanted)
         used = set(wanted)
         last: list[tuple[str, ...]] = []
@@ -271,6 +309,12 @@ class Simulator:
         plan = _Plan(steps, tuple(reversed(last)), wanted)
         self._plans[taps] = plan
         return plan
+
+    def _check_names(self, names: Iterable[str]) -> None:
+        known = {*self._inputs, *self._constants, *(n for s in self._settled for n in s.outputs)}
+        for name in names:
+            if name not in known:
+                raise DataError(f"the model has no value {name!r}{suggest(name, sorted(known))}")
 
     def _checked(self, feeds: Feeds) -> dict[str, Array]:
         expected = ", ".join(map(_signature, self._inputs.values()))

@@ -50,7 +50,6 @@ from edgeq.softmax_row_form import can_be_rows, write_rows
 
 FORMS = ("auto", "none", "row", "scale", "beta", "row+beta")
 GRANULARITIES: tuple[Granularity, ...] = ("tensor", "head", "timestep")
-TAPPED = 2**27  # elements of probabilities that are looked at together, where their number is known
 
 
 @dataclass(frozen=True)
@@ -137,24 +136,20 @@ class FoldSoftmaxBias(Pass):
         assert context.calibration is not None
         buckets, count = context.calibration.buckets, context.calibration.samples
         stride = -(-count // self.samples)
-        simulator = Simulator(model)
         meters = []
-        for group in _groups(found):
-            mine = []
-            for attention in group:
-                by_step = buckets is not None and step is not None and _follows(attention, step)
-                parts = buckets.count if buckets is not None and by_step else 1
-                y = attention.group.y
-                scale = 0.0 if y is None else float(y.qparams.scale)
-                mine.append(SoftmaxBiasMeter(attention.heads, parts, scale))
-            taps = list(dict.fromkeys(name for attention in group for name in attention.taps))
-            for feeds in islice(iter(context.samples), 0, None, stride):
-                values = simulator.run(feeds, taps)
-                places = None if buckets is None else buckets.of_samples(feeds)
-                for attention, meter in zip(group, mine, strict=True):
-                    place = 0 if places is None or meter.buckets == 1 else places
-                    meter.add(attention.observe(values), place)
-            meters += mine
+        for attention in found:
+            by_step = buckets is not None and step is not None and _follows(attention, step)
+            parts = buckets.count if buckets is not None and by_step else 1
+            y = attention.group.y
+            scale = 0.0 if y is None else float(y.qparams.scale)
+            meters.append(SoftmaxBiasMeter(attention.heads, parts, scale))
+        simulator, taps = Simulator(model), [attention.taps for attention in found]
+        for feeds in islice(iter(context.samples), 0, None, stride):
+            places = None if buckets is None else buckets.of_samples(feeds)
+            for number, values in simulator.observe(feeds, taps):
+                meter = meters[number]
+                place = 0 if places is None or meter.buckets == 1 else places
+                meter.add(found[number].observe(values), place)
         return meters
 
     def _corrections(
@@ -181,22 +176,6 @@ class FoldSoftmaxBias(Pass):
 
 def _float32(value: Float64) -> Float64:
     return value.astype(np.float32).astype(np.float64)
-
-
-def _groups(found: Sequence[QuantizedAttention]) -> Iterator[list[QuantizedAttention]]:
-    """Yield attentions together, as many as memory allows."""
-    group: list[QuantizedAttention] = []
-    filled = 0
-    for attention in found:
-        size = 1
-        for dim in attention.p.shape or ():
-            size *= dim if isinstance(dim, int) else 1
-        if group and filled + size > TAPPED:
-            yield group
-            group, filled = [], 0
-        group.append(attention)
-        filled += size
-    yield group
 
 
 def _follows(attention: QuantizedAttention, step: ir.Value) -> bool:

@@ -1,5 +1,6 @@
 """fold-softmax-bias: what it writes, that bits are equal everywhere, and that nothing leaks."""
 
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -425,6 +426,57 @@ def test_what_costs_more_than_rows_must_win_more() -> None:
     for gain, form in (("0.25", "row+beta"), ("2", "row"), ("99", "row")):
         _, context = corrected(case, samples(case), f"gain={gain}")
         assert context.softmax_rows[0].form == form
+
+
+# -- memory and time -------------------------------------------------------------------------------
+
+
+def in_a_row(count: int) -> ir.Model:
+    """Return attentions, one behind the other, of 300 keys."""
+    nodes = " ".join(
+        f"s{n} = MatMul(a{n}, k) p{n} = Softmax(s{n}) a{n + 1} = MatMul(p{n}, v)"
+        for n in range(count)
+    )
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["": 21]>
+        g (float[1,2,300,{D}] a0, float[1,2,{D},300] k, float[1,2,300,{D}] v)
+          => (float[1,2,300,{D}] a{count}) {{ {nodes} }}"""
+    )
+    infer_shapes(model)
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    return model
+
+
+def test_many_attentions_need_one_run_for_a_sample_and_no_more_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = np.random.default_rng(1)
+    shapes = {"a0": (1, 2, 300, D), "k": (1, 2, D, 300), "v": (1, 2, 300, D)}
+    feeds = [
+        {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(2)
+    ]
+    runs, observe = [0], Simulator.observe
+
+    def counted(*args: Any) -> Any:
+        runs[0] += 1
+        return observe(*args)
+
+    monkeypatch.setattr(Simulator, "observe", counted)
+    peaks = []
+    for count in (1, 8):
+        scales = {name: SCALES["v"] for name in ("a0", "k", "v")}
+        scales |= {f"p{n}": (1 / 25, 0) for n in range(count)}
+        scales |= {f"a{n + 1}": SCALES["y"] for n in range(count)}
+        model, context = quantized(in_a_row(count), feeds, scales)
+        tracemalloc.start()
+        run_pipeline(PASS, model, context)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(context.softmax_rows) == count
+    assert runs == [4]
+    assert peaks[0] > 2**20 and peaks[1] < 1.2 * peaks[0]
 
 
 # -- forms -----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Whole graphs: bits against ONNX Runtime's fused kernels, taps, errors, and what is kept when."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,43 @@ def test_values_are_dropped_after_their_last_use(monkeypatch: pytest.MonkeyPatch
     simulator.run(feeds_for(0))
     assert len(held) == len(simulator.steps)
     assert max(held) <= 2  # a chain: what is read and what is made
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_groups_of_values_are_given_as_soon_as_they_are_known(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator, feeds = Simulator(ir.from_proto(convolutional(seed))), feeds_for(seed)
+    every = simulator.run(feeds, "all")
+    groups = [[first, "x", last] for first, last in pairwise(every)] + [["x"], []]
+    held: list[int] = []
+    kind = type(simulator.steps[0])
+    execute = kind.execute
+
+    def watch(step: Any, env: dict[str, Array]) -> None:
+        execute(step, env)
+        held.append(len(env))
+
+    monkeypatch.setattr(kind, "execute", watch)
+    kept: list[dict[str, Array]] = []
+    numbers = []
+    for number, values in simulator.observe(feeds, groups):
+        assert list(values) == groups[number] and not any(kept)  # what was given is gone
+        assert all(same_bits(values[n], {**feeds, **every}[n]) for n in values)
+        numbers.append(number)
+        kept.append(values)
+    assert sorted(numbers) == list(range(len(groups))) and numbers[0] == len(groups) - 2
+    assert max(held) <= 5  # the input, a group, what is read and what is made
+
+
+def test_constants_can_be_observed_and_unknown_values_are_named() -> None:
+    simulator, feeds = Simulator(ir.from_proto(convolutional(0))), feeds_for(0)
+    name = next(iter(simulator.run(feeds)))
+    fixed = next(n for n in ir.from_proto(convolutional(0)).graph.initializers)
+    ((number, values),) = [(n, dict(v)) for n, v in simulator.observe(feeds, [[name, fixed]])]
+    assert number == 0 and same_bits(values[fixed], simulator.run(feeds, [fixed])[fixed])
+    with pytest.raises(DataError, match="no value 'nothing'"):
+        next(simulator.observe(feeds, [["nothing"]]))
 
 
 def test_steps_can_be_executed_one_by_one() -> None:
