@@ -1,8 +1,10 @@
 """Bundles for TVM's devices, built and run there or under emulation: all bits are compared."""
 
+import gc
 import re
 import shutil
 import subprocess
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -191,6 +193,22 @@ def test_every_type_goes_in_and_out(name, shape, tmp_path):
     for tensor, array in zip(program.outputs, golden[0].outputs, strict=True):
         assert found[tensor.name].dtype == array.dtype and found[tensor.name].shape == shape
         assert found[tensor.name].tobytes() == array.tobytes(), tensor.name
+
+
+def test_bound_code_holds_its_memory(tmp_path):
+    device = PORTABLE
+    folder = write(tvm_programs.sources(device).files, tmp_path / "bundle")
+    program = tvm_programs.program(tvm_programs.constants())
+    runner = NativeRunner(folder, device, program, tmp_path)
+    workspace = weakref.ref(runner._workspace)
+    run = runner.bound({"image": np.zeros(tvm_programs.SHAPE_X, np.uint8)})
+    del runner
+    gc.collect()
+    assert workspace() is not None
+    run()
+    del run
+    gc.collect()
+    assert workspace() is None
 
 
 def test_the_library_gives_outputs_and_taps(tmp_path):

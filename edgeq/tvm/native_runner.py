@@ -96,10 +96,10 @@ class NativeRunner:
         inputs = [_input(tensor, feeds) for tensor in self._program.inputs]
         outputs = [np.empty(t.layout.shape, t.buffer.dtype) for t in self._program.outputs]
         arguments = _pointers(inputs), _pointers(outputs), ctypes.c_void_p(self._arena)
-        call, arrays = self._library.edgeq_model_run, (inputs, outputs)
+        call, held = self._library.edgeq_model_run, (inputs, outputs, self._workspace)
 
         def run() -> None:
-            assert arrays  # they live as long as this function
+            assert held  # pointers hold nothing: this memory lives as long as the function
             call(*arguments)
 
         return run
