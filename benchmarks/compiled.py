@@ -103,9 +103,7 @@ def main() -> int:
     missed = 0
     for name in given.cases:
         with tempfile.TemporaryDirectory() as scratch:
-            facts = argparse.Namespace(
-                recipe="int8", runs=1, zoo=given.zoo, bundles=given.bundles
-            )
+            facts = argparse.Namespace(recipe="int8", runs=1, zoo=given.zoo, bundles=given.bundles)
             case = make_case(name, facts, Path(scratch))
             models = [in_session(case, Path(scratch)), *(compiled(case, d) for d in here)]
             found = measure(models)
