@@ -96,6 +96,16 @@ class Target(ABC):
     def summary(self) -> str:
         """What it is, in a line."""
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What compiling for it and checking its bundles need installed, besides edgeq."""
+        return ()
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What of that this machine lacks, in words."""
+        return ()
+
     @classmethod
     def variants(cls) -> Mapping[str, "Target"]:
         """Return the targets that the file defines: `targets/ort_cpu.py` is `ort-cpu`."""

@@ -89,6 +89,17 @@ class Tvm(Target):
         """What the device is."""
         return self.device.summary
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """TVM, the device's compiler and its emulator."""
+        return ("edgeq[tvm] (pip)", *self.device.packages)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What of that this machine lacks, in words."""
+        tvm = () if find_spec("tvm") else ("TVM (pip install 'edgeq[tvm]')",)
+        return (*tvm, *missing_tools(self.device))
+
     def specialize(self, model: ir.Model, sample: Feeds) -> ir.Model:
         """Return the model with the sizes of a sample: memory is planned when it is compiled."""
         from edgeq.tvm.static_model import fix_sizes

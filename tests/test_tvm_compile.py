@@ -150,6 +150,14 @@ def test_options_of_devices_are_refused_elsewhere(tmp_path):
         edgeq.check(tmp_path / "ort", runner="{}")
 
 
+def test_targets_say_what_they_need(monkeypatch):
+    rows = {row["name"]: row for row in json.loads(command("targets", "--json"))["targets"]}
+    assert set(rows) == {"ort-cpu", *DEVICES} and rows["ort-cpu"]["needs"] == []
+    assert {"qemu-user", "gcc-aarch64-linux-gnu"} < set(rows["tvm-aarch64"]["needs"])
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "missing here for tvm-c: make (Debian: apt-get install make)" in command("targets")
+
+
 def test_a_device_that_is_not_there_is_guessed():
     with pytest.raises(UnknownNameError, match=r"tvm-cortex-m5.*tvm-cortex-m4"):
         find_target("tvm-cortex-m5")

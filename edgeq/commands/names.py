@@ -11,10 +11,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def targets(as_json: AsJson = False) -> None:
-    """List the targets."""
+    """List the targets: what each is, what it needs installed, and what of that is missing here."""
     from edgeq.targeting import find_target, target_names
 
-    show("targets", {name: find_target(name).summary for name in target_names()}, as_json)
+    found = [find_target(name) for name in target_names()]
+    if as_json:
+        rows = [
+            {
+                "name": target.name(),
+                "summary": target.summary,
+                "needs": list(target.needs),
+                "missing": list(target.missing),
+            }
+            for target in found
+        ]
+        print_json({"targets": rows})
+        return
+    lines = [[t.name(), t.summary, ", ".join(t.needs)] for t in found]
+    print("\n".join(table([["name", "summary", "needs"], *lines])))
+    for target in found:
+        if target.missing:
+            print(f"missing here for {target.name()}: {'; '.join(target.missing)}")
 
 
 def recipes(as_json: AsJson = False) -> None:
