@@ -24,8 +24,8 @@ REQUIRED = 34.0  # dB, of the images of the recipe as it is
 FORMS: Mapping[str, Mapping[str, str]] = {
     "none": {"passes.fold-softmax-bias.form": "none"},
     "auto (int8)": {},
-    "beta, everywhere": {
-        "passes.fold-softmax-bias.form": "beta",
+    "row+beta, everywhere": {
+        "passes.fold-softmax-bias.form": "row+beta",
         "passes.fold-softmax-bias.gain": "-100.0",
     },
 }
