@@ -22,6 +22,7 @@ import onnxruntime as ort
 
 from benchmarks.cases import ZOO
 from benchmarks.devices import Case, make_case
+from edgeq.check_saturation import needed_options
 from edgeq.targeting import find_target
 from edgeq.targets.tvm import TvmRunner
 from edgeq.tvm.devices import DEVICES
@@ -60,7 +61,7 @@ def in_session(case: Case, folder: Path) -> Timed:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = 1
     settings.log_severity_level = 3
-    for key, value in case.options.items():
+    for key, value in needed_options(case.options).items():  # as Bundle.session() has them
         settings.add_session_config_entry(key, value)
     session = ort.InferenceSession(str(case.path), settings, providers=["CPUExecutionProvider"])
     binding = session.io_binding()

@@ -237,6 +237,44 @@ def test_a_constant_output_and_one_that_is_only_moved(tmp_path):
     check(model, feeds_for(model), "c", tmp_path)
 
 
+def test_an_output_that_is_another_one_moved_has_memory_of_its_own(tmp_path):
+    model = model_of(
+        "(float[2, 9] x) => (uint8[2, 9] y, uint8[1, 18] z, float[a, b] t)",
+        [*cases.Q8, *cases.SW, cases.weights("u", 18, 5), constant("n", [1, 18], np.int64)],
+        """y = QuantizeLinear(x, sy, zy)  z = Reshape(y, n)  d = DequantizeLinear(z, sy, zy)
+           v = DequantizeLinear(u, sw, zw)  t = Gemm(d, v)""",
+    )
+    program = check(model, feeds_for(model), "c", tmp_path)
+    assert len({tensor.buffer for tensor in program.outputs}) == 3
+
+
+INFINITE = [
+    ("ReduceMax <keepdims=0> (x)", "float", -np.inf),
+    ("ReduceMin <keepdims=0> (x)", "float", np.inf),
+    ("GlobalMaxPool(x)", "float[1, 1, 1, 1]", -np.inf),
+    ("MaxPool <kernel_shape=[3, 3], pads=[1, 1, 1, 1]> (x)", "float[1, 1, 4, 5]", -np.inf),
+]
+
+
+@pytest.mark.parametrize(("made", "kind", "value"), INFINITE)
+def test_extremes_of_infinities(made, kind, value, tmp_path):
+    model = model_of(f"(float[1, 1, 4, 5] x) => ({kind} y)", [], f"y = {made}")
+    check(model, {"x": np.full((1, 1, 4, 5), value, np.float32)}, "c", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64"])
+def test_an_index_that_a_table_has_not_reads_no_other_memory(kind, tmp_path):
+    table = np.arange(5) + 1
+    model = model_of(
+        f"({kind}[3] x) => (float[3] y)", [constant("t", table)],
+        "i = Cast <to=7> (x)  y = GatherElements(t, i)",
+    )  # fmt: skip
+    _, program = lowered(model, feeds_for(model))
+    (compiled,) = load([program], "c", tmp_path)
+    wild = [200, 250, 255] if kind == "uint8" else [-(2**30), 7, 2**30]
+    assert set(compiled.run({"x": np.array(wild, kind)})["y"]) <= {1.0, 5.0}
+
+
 def test_constants_are_stored_once():
     model = model_of(
         "(uint8[2, 300] x) => (float[2, 300] y, float[2, 300] z)",

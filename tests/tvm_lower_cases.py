@@ -277,6 +277,15 @@ def models() -> dict[str, ir.Model]:
             [*Q8, "float u = {1.0}", constant("k", 1, np.int64), constant("j", -1, np.int64)],
             "r = DequantizeLinear(x, u, zx)  y = CumSum(r, k)  z = CumSum(r, j)",
         ),
+        "an axis of size 1 between axes that are repeated": model_of(
+            "(float[1, 1, 1, 64] a, float[3, 1, 1, 1] b, float[1, 1, 5, 1] c) => (float[] y)",
+            [constant("k", [0, 1, 2], np.int64)], "s = Add(a, b)  t = Add(s, c)  y = ReduceMax(t, k)",
+        ),
+        "ReduceMax of a scalar": model_of("(float x) => (float y)", [], "y = ReduceMax(x)"),
+        "MatMul with a vector of weights": model_of(
+            "(uint8[3, 13] x) => (uint8[a] y)", [*Q8, *SW, weights("w", 13)],
+            f"{X} v = DequantizeLinear(w, sw, zw)  o = MatMul(r, v)  {Y}",
+        ),
         "axes of size 1": model_of(
             "(uint8[1, 1, 5, 1] x) => (uint8[1, 5, 1] y)",
             [*Q8, constant("k", [0], np.int64), constant("j", [1, 5, 1], np.int64)],
@@ -325,6 +334,13 @@ REFUSED = {
         "(float[1, 1, 3, 3] x) => (float[1, 1, 3, 3] y)",
         [constant("w", np.ones((1, 1, 1, 1)))], "y = Conv(x, w)",
     ),
+    "Gemm": model_of(
+        "(uint8[5, 13] x) => (uint8[5, 5] y)",
+        [*Q8, *SW, weights("w", 13, 5), constant("b", np.ones((5, 1)), np.int32), *SB],
+        f"""{X} v = DequantizeLinear(w, sw, zw)  t = DequantizeLinear(b, sb, zb)
+            o = Gemm(r, v, t)  {Y}""",
+    ),
+    "Neg": model_of("(float16[3] x) => (float16[3] y)", [], "y = Neg(x)"),
     "ArgMax": model_of("(float[3, 4] x) => (int64[3, 1] y)", [], "y = ArgMax <axis=1> (x)"),
     "Slice": model_of(
         "(float[3] x) => (float[0] y)",

@@ -79,16 +79,12 @@ def divided(x: Expr, scale: NDArray[np.float32] | np.float32) -> Expr:
 
 
 def lowest(dtype: str) -> Expr:
-    """Return the smallest number."""
+    """Return the smallest number: of floats, minus infinity."""
     kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return tirx.min_value(dtype)
-    return const(np.iinfo(kind).min, dtype)
+    return const(-np.inf if kind.kind == "f" else np.iinfo(kind).min, dtype)
 
 
 def highest(dtype: str) -> Expr:
-    """Return the largest number."""
+    """Return the largest number: of floats, infinity."""
     kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return tirx.max_value(dtype)
-    return const(np.iinfo(kind).max, dtype)
+    return const(np.inf if kind.kind == "f" else np.iinfo(kind).max, dtype)

@@ -12,7 +12,7 @@ from tvm.ir import Expr
 from edgeq.graph import int_attribute
 from edgeq.operators import OPERATORS
 from edgeq.operators.binding import bind
-from edgeq.tvm.arithmetic import const
+from edgeq.tvm.arithmetic import clip, const
 from edgeq.tvm.loops import Nest, nested
 from edgeq.tvm.operands import Rule, source
 from edgeq.tvm.pointwise import Pointwise
@@ -76,6 +76,8 @@ def looked_up(index: Pointwise, table: Array, evaluate: Callable[[Array], Array]
         at = inner.compute(elements, look_up).astype("int32")
         if not all(view.buffer.dtype.startswith("uint") for view in inner.views):
             at = tirx.Select(at < 0, at + table.size, at)
+        if any(_may_leave(view, table.size) for view in inner.views):
+            at = _inside(at, table.size)
         return look_up(table, at)
 
     return Pointwise(
@@ -99,12 +101,20 @@ def _indexed(
     def body(i: Sequence[Expr]) -> tirx.Stmt:
         at = nest.value(index, index_of(i)).astype("int32")
         at = tirx.Select(at < 0, at + size, at)
-        # Memory is safe whatever the indices are.
-        at = tirx.max(tirx.min(at, const(size - 1, "int32")), const(0, "int32"))
-        return nest.store(y, i, nest.load(x, place_of(i, at)))
+        return nest.store(y, i, nest.load(x, place_of(i, _inside(at, size))))
 
     function = nest.function(nested(y.shape, body))
     to.builder.add(function, nest.arguments, y.buffer, f"{node.op_type} {node.outputs[0].name}")
+
+
+def _may_leave(view: View, size: int) -> bool:
+    """Whether a user may give an index that a table of `size` elements does not have."""
+    return view.buffer.kind == "input" and (view.buffer.dtype != "uint8" or size < 256)
+
+
+def _inside(at: Expr, size: int) -> Expr:
+    """Return an index within `[0, size)`: memory is safe whatever indices a user gives."""
+    return clip(at, const(0, "int32"), const(size - 1, "int32"))
 
 
 GATHERS: Mapping[str, Rule] = MappingProxyType(

@@ -36,7 +36,7 @@ def lower_group(to: "Lowering", group: LinearGroup) -> None:
     """
     if group.node.op_type == "Mul":
         _mul(to, group)
-    elif group.w.array is None or group.w.codes.shape is None or _depth(group) > 2:
+    elif group.w.array is None or group.w.codes.shape is None or _rank(group) != 2:
         _dynamic(to, group)
     elif group.node.op_type == "Conv":
         _conv(to, group)
@@ -44,7 +44,7 @@ def lower_group(to: "Lowering", group: LinearGroup) -> None:
         _dense(to, group)
 
 
-def _depth(group: LinearGroup) -> int:
+def _rank(group: LinearGroup) -> int:
     assert group.w.array is not None
     return group.w.array.ndim if group.node.op_type != "Conv" else 2
 
@@ -115,11 +115,9 @@ def _emit(
 ) -> None:
     bias = None if group.bias is None else group.bias.array
     if bias is not None:
-        bias = np.broadcast_to(bias.reshape(-1), (problem.out_c,)) if bias.size in (
-            1, problem.out_c
-        ) else bias  # fmt: skip
-        if bias.size != problem.out_c:
+        if bias.size > 1 and bias.shape[-1] != bias.size:
             raise UnsupportedOperatorError(f"{describe(group.node)}: a bias for each row")
+        bias = np.broadcast_to(bias.reshape(-1), (problem.out_c,))
     zero = group.w.qparams.zero_point
     symbol = to.builder.symbol(group.node.op_type)
     made = lower_linear(symbol, problem, weight, np.asarray(zero), bias, _multiplier(group), to.isa)

@@ -1,7 +1,6 @@
 """Loop nests as TIR, and the kernel that writes a tensor element by element."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,12 +96,12 @@ def nested(sizes: Sequence[int], body: Callable[[Sequence[Expr]], tirx.Stmt]) ->
 def merged(views: Sequence[View], order: Sequence[int]) -> list[View]:
     """Return the views with their axes in `order`, and neighbours that run on joined to one."""
     axes = [[view.axes[axis] for axis in order] for view in views]
-    groups = [[0]] if order else []
-    for left, right in pairwise(range(len(order))):
-        if all(_runs_on(mine[left], mine[right]) for mine in axes):
-            groups[-1].append(right)
+    groups: list[list[int]] = []
+    for axis in range(len(order)):
+        if groups and all(_runs_on([mine[a] for a in groups[-1]], mine[axis]) for mine in axes):
+            groups[-1].append(axis)
         else:
-            groups.append([right])
+            groups.append([axis])
     joined = []
     for view, mine in zip(views, axes, strict=True):
         wide = []
@@ -118,12 +117,12 @@ def _step(axis: Array) -> int:
     return (stride_of(axis) or 0) if len(axis) > 1 else 0
 
 
-def _runs_on(outer: Array, inner: Array) -> bool:
-    """Whether a step of the outer axis is the length of the inner one."""
-    if len(outer) == 1 or len(inner) == 1:
-        return stride_of(outer) is not None and stride_of(inner) is not None
-    first, second = stride_of(outer), stride_of(inner)
-    return first is not None and second is not None and first == second * len(inner)
+def _runs_on(outer: Sequence[Array], inner: Array) -> bool:
+    """Whether a step of the outer axes is the length of the inner one; axes of size 1 have none."""
+    if any(stride_of(axis) is None for axis in (*outer, inner)):
+        return False
+    long = [axis for axis in outer if len(axis) > 1]
+    return not long or len(inner) == 1 or _step(long[-1]) == _step(inner) * len(inner)
 
 
 def outermost_first(view: View) -> list[int]:

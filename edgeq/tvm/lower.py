@@ -28,7 +28,7 @@ from edgeq.tvm.elementwise import elementwise
 from edgeq.tvm.gathers import look_up
 from edgeq.tvm.loops import outermost_first
 from edgeq.tvm.pointwise import Pointwise
-from edgeq.tvm.program import Kind, Layout, Program, Tensor
+from edgeq.tvm.program import DTYPES, Kind, Layout, Program, Tensor
 from edgeq.tvm.quantization import dequantized, quantized
 from edgeq.tvm.reading import flattened, images, look_ups, needed_nodes
 from edgeq.tvm.static_model import StaticModel
@@ -199,12 +199,12 @@ class Lowering:
 
     def _store(self, name: str, order: tuple[int, ...] | None = None) -> None:
         x = self._values[name]
+        direct = name in self._outputs
         whole = _whole(x, name)
-        if whole is not None:
+        if whole is not None and not (direct and whole.buffer.kind == "output"):
             self._stored[name] = whole
             return
         plain = tuple(range(len(x.shape)))
-        direct = name in self._outputs
         if order is None:
             order = NHWC if len(plain) == 4 and name in self._spatial else _order(x)
         order = plain if direct else order
@@ -238,6 +238,10 @@ class Lowering:
         for value in node.outputs:
             if 0 in self._shapes.get(str(value.name), ()):
                 raise UnsupportedOperatorError(f"{describe(node)}: a tensor without elements")
+            if self._dtypes.get(str(value.name), "float32") not in DTYPES:
+                raise UnsupportedOperatorError(
+                    f"{describe(node)}: values of {self._dtypes[str(value.name)]}"
+                )
         names = [None if value is None else str(value.name) for value in node.inputs]
         if all(name is None or name in self.constants for name in names):
             self._fold(node, [None if name is None else self.constants[name] for name in names])

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 Kind = Literal["input", "output", "constant", "workspace"]
+DTYPES = frozenset(
+    {
+        "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32",
+        "float64",
+    }
+)  # fmt: skip
 SLACK = 64  # bytes behind workspace and constants that kernels may read, never use
 
 

@@ -46,6 +46,9 @@ def _reduction(first: Callable[[str], Expr], combine: Combine, mean: bool = Fals
                 return
             axes = np.arange(len(x.shape))
         over = sorted(int(axis) % len(x.shape) for axis in axes)
+        if not over:  # a scalar
+            to.keep(output, x)
+            return
         _reduce(to, node, x, over, first(x.dtype), combine, mean=mean)
 
     return rule

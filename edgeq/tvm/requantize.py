@@ -5,12 +5,11 @@ half to even in the last bits of the sum: no CPU needs an instruction for it.
 """
 
 from edgeq.tvm import emit
+from edgeq.tvm.arithmetic import MAGIC, MAGIC_BITS
 from edgeq.tvm.emit import Buffer, Expr
 from edgeq.tvm.linear_problem import Codes
 
 _TOGETHER = 16
-_MAGIC = 12582912.0
-_MAGIC_BITS = 0x4B400000
 
 
 def requantize(acc: Expr, multiplier: Expr, y: Codes | None, lanes: int) -> Expr:
@@ -21,8 +20,8 @@ def requantize(acc: Expr, multiplier: Expr, y: Codes | None, lanes: int) -> Expr
     low, high = (emit.constant(q - y.zero_point, "float32", lanes) for q in (y.qmin, y.qmax))
     real = emit.bind(emit.minimum(real, high))
     real = emit.bind(emit.maximum(real, low))
-    bits = emit.reinterpret(real + emit.constant(_MAGIC, "float32", lanes), "int32", lanes)
-    return emit.bind(bits + emit.constant(y.zero_point - _MAGIC_BITS, "int32", lanes))
+    bits = emit.reinterpret(real + emit.constant(MAGIC, "float32", lanes), "int32", lanes)
+    return emit.bind(bits + emit.constant(y.zero_point - MAGIC_BITS, "int32", lanes))
 
 
 def store_first(y: Buffer, start: Expr, values: list[Expr], lanes: int, count: int) -> None:
