@@ -279,7 +279,8 @@ def models() -> dict[str, ir.Model]:
         ),
         "an axis of size 1 between axes that are repeated": model_of(
             "(float[1, 1, 1, 64] a, float[3, 1, 1, 1] b, float[1, 1, 5, 1] c) => (float[] y)",
-            [constant("k", [0, 1, 2], np.int64)], "s = Add(a, b)  t = Add(s, c)  y = ReduceMax(t, k)",
+            [constant("k", [0, 1, 2], np.int64)],
+            "s = Add(a, b)  t = Add(s, c)  y = ReduceMax(t, k)",
         ),
         "ReduceMax of a scalar": model_of("(float x) => (float y)", [], "y = ReduceMax(x)"),
         "MatMul with a vector of weights": model_of(
