@@ -12,7 +12,6 @@ from edgeq.check_session import host_facts
 from edgeq.errors import BundleError
 
 PREFIX = "tvm-"
-REMOTE = "/tmp/edgeq_check_$$"
 
 
 def check_bundle(
@@ -102,6 +101,6 @@ def remote_runner(host: str) -> str:
     """Return the command that copies a program to `host` over ssh, runs it and removes it."""
     if host.startswith("-"):
         raise CheckError(f"--ssh {host}: not a host")
-    run = f"f={REMOTE}; cat > $f && chmod +x $f && $f; s=$?; rm -f $f; exit $s"
-    script = f"ssh -o BatchMode=yes {shlex.quote(host)} {shlex.quote(run)} < {{}}"
-    return f"sh -c {shlex.quote(script)}"
+    run = 'f=$(mktemp) && cat > "$f" && chmod 700 "$f" && "$f"; s=$?; rm -f "$f"; exit $s'
+    script = f'ssh -o BatchMode=yes {shlex.quote(host)} {shlex.quote(run)} < "$1"'
+    return f"sh -c {shlex.quote(script)} sh {{}}"

@@ -107,24 +107,36 @@ def test_an_altered_file_is_named(bundle, tmp_path):
     assert "edgeq_weights.c" in text and "altered" in text
 
 
-def test_a_runner_of_ones_own(bundle, tmp_path):
+def test_a_runner_of_ones_own(bundle, tmp_path, monkeypatch):
+    """It is found from where the user is, and says what is no text."""
     script = tmp_path / "board.sh"
-    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\nexec $1\n")
+    script.write_text("#!/bin/sh\ntouch ran\nprintf 'hello \\377\\n'\nexec $1\n")
     script.chmod(0o755)
-    text = command("check", bundle, "--runner", f"{script} {{}}")
+    monkeypatch.chdir(tmp_path)
+    text = command("check", bundle, "--runner", "./board.sh {}")
     assert (tmp_path / "ran").exists() and "run by" in text
+
+
+def test_another_makefile_is_not_read(bundle, tmp_path):
+    subprocess.run(["cp", "-r", str(bundle), str(tmp_path / "copy")], check=True)
+    (tmp_path / "copy" / "GNUmakefile").write_text("$(error what no manifest lists)\n")
+    assert "error" not in command("check", tmp_path / "copy")
 
 
 def test_a_remote_host_gets_the_program(bundle, tmp_path, monkeypatch):
     """A stand-in for ssh runs what it is told here, as a shell at the other end would."""
-    ssh = tmp_path / "ssh"
-    ssh.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said\nshift 3\nexec sh -c "$1"\n')
+    ssh, there = tmp_path / "ssh", tmp_path / "there"
+    there.mkdir()
+    ssh.write_text(
+        f'#!/bin/sh\necho "$@" > {tmp_path}/said\nshift 3\nexport TMPDIR={there}\nsh -c "$1"\n'
+        f"status=$?; ls {there} > {tmp_path}/left; exit $status\n"
+    )
     ssh.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     found = json.loads(command("check", bundle, "--ssh", "board", "--json"))
     assert found["bitwise"]["mismatches"] == 0 and found["bitwise"]["compared"] > 0
     assert (tmp_path / "said").read_text().startswith("-o BatchMode=yes board ")
-    assert not list(Path("/tmp").glob(f"edgeq_check_{os.getpid()}"))
+    assert (tmp_path / "left").read_text() == ""
 
 
 @pytest.mark.parametrize(
@@ -132,6 +144,8 @@ def test_a_remote_host_gets_the_program(bundle, tmp_path, monkeypatch):
     [
         (["--evaluation", "x.npz", "--metric", "top1"], "--evaluation is for ort-cpu"),
         (["--runner", "board"], "has no {}"),
+        (["--runner", ""], "has no {}"),
+        (["--runner", "sh 'board {}"], "No closing quotation"),
         (["--runner", "false {}", "--ssh", "board"], "give one"),
         (["--runner", "/no/such/program {}"], "cannot run /no/such/program"),
         (["--ssh", "-oProxyCommand=x"], "not a host"),

@@ -1,7 +1,6 @@
 """Build a bundle's check with the device's tools and run it: its Makefile, from Python."""
 
 import importlib.util
-import os
 import re
 import shlex
 import shutil
@@ -101,14 +100,10 @@ def build(
     _require(device, run=False)
     program = into / (f"{goal}.wasm" if device.platform == "wasm" else goal)
     flags = " ".join((*device.cflags, "-Wall", "-Wextra", *cflags))
-    command = ["make", "-s", "-C", str(folder), f"BUILD={into.resolve()}", f"CFLAGS={flags}"]
-    made = subprocess.run(
-        [*command, str(program.resolve())],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    # Named, for make would take a GNUmakefile first, which no manifest lists.
+    command = ["make", "-s", "-C", str(folder), "-f", "Makefile"]
+    command += [f"BUILD={into.resolve()}", f"CFLAGS={flags}", str(program.resolve())]
+    made = _finished(command)
     if made.returncode != 0:
         raise BundleError(f"{folder}: cannot build for {device.name}:\n{_ends(made.stderr)}")
     return program
@@ -148,7 +143,7 @@ def run_check(
         device: What it was compiled for.
         into: A folder for what is built.
         runner: A command that runs a program on the device; `{}` is the program. By default the
-            device's own.
+            device's own, which runs in `folder`.
         taps: Compare every quantized tensor too.
         cflags: Further options of the C compiler.
 
@@ -157,23 +152,10 @@ def run_check(
         BundleError: The program cannot be built, crashes, or does not say what it found.
     """
     _require(device, run=runner is None)
+    words = _words(device.runner if runner is None else runner)
     program = build(folder, device, into, goal="taps" if taps else "check", cflags=cflags)
-    command = _command(runner or device.runner, program)
-    try:
-        ran = subprocess.run(
-            command,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env=os.environ,
-        )
-    except OSError as error:
-        raise EdgeqError(f"cannot run {shlex.join(command)}: {error}") from error
-    except subprocess.TimeoutExpired as error:
-        raise BundleError(f"{shlex.join(command)}: no answer after {TIMEOUT} s") from error
+    command = [word.replace("{}", str(program.resolve())) for word in words]
+    ran = _finished(command, folder if runner is None else None)
     result = read_result(ran.stdout, ran.stderr, ran.returncode)
     emulated = runner is None and not device.is_native
     return replace(result, microseconds=None) if emulated else result
@@ -203,11 +185,35 @@ def read_result(output: str, complaints: str, status: int) -> CheckResult:
     return result
 
 
-def _command(runner: str, program: Path) -> list[str]:
+def _words(runner: str) -> list[str]:
     if "{}" not in runner:
         raise EdgeqError(f"the runner {runner!r} has no {{}}, which stands for the program")
-    words = [word.replace("{}", str(program.resolve())) for word in shlex.split(runner)]
+    try:
+        words = shlex.split(runner)
+    except ValueError as error:
+        raise EdgeqError(f"the runner {runner!r} is no command: {error}") from error
     return [sys.executable, *words[1:]] if words[0] == "python3" else words
+
+
+def _finished(
+    command: Sequence[str], folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; what a board says need not be text."""
+    try:
+        return subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except OSError as error:
+        raise EdgeqError(f"cannot run {shlex.join(command)}: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise BundleError(f"{shlex.join(command)}: no answer after {TIMEOUT} s") from error
 
 
 def _require(device: Device, *, run: bool) -> None:
