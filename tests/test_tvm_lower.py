@@ -248,6 +248,13 @@ def test_an_output_that_is_another_one_moved_has_memory_of_its_own(tmp_path):
     assert len({tensor.buffer for tensor in program.outputs}) == 3
 
 
+def test_an_output_given_twice_has_memory_twice(tmp_path):
+    model = cases.quantize("uint8", 117, 0.5, "[7]")
+    model.graph.outputs.append(model.graph.outputs[0])
+    program = check(model, feeds_for(model), "c", tmp_path)
+    assert len({tensor.buffer for tensor in program.outputs}) == 2
+
+
 INFINITE = [
     ("ReduceMax <keepdims=0> (x)", "float", -np.inf),
     ("ReduceMin <keepdims=0> (x)", "float", np.inf),

@@ -114,7 +114,10 @@ class Lowering:
                     hidden.add(group.y.node)
             elif node not in hidden:
                 self._lower(node)
-        outputs = tuple(self._output(name) for name in self._outputs)
+        outputs = tuple(
+            self._output(name, again=name in self._outputs[:number])
+            for number, name in enumerate(self._outputs)
+        )
         taps = [t for t in self._stored.values() if t.buffer.kind in ("workspace", "output")]
         codes = ("uint8", "int8", "uint16", "int16")
         return Program(
@@ -213,7 +216,7 @@ class Lowering:
         self.builder.write(x, View.of(tensor), f"Elementwise {name}")
         self._keep(tensor)
 
-    def _output(self, name: str) -> Tensor:
+    def _output(self, name: str, *, again: bool) -> Tensor:
         if name in self.constants:
             array = self.constants[name]
             x = self.parameter(array)
@@ -224,7 +227,7 @@ class Lowering:
             layout = Layout.plain(array.shape)
         else:
             tensor = self._stored.get(name)
-            if tensor is not None and tensor.buffer.kind == "output":
+            if tensor is not None and tensor.buffer.kind == "output" and not again:
                 return tensor
             x = self._values[name]
             layout = Layout.plain(x.shape)
