@@ -87,7 +87,7 @@ def _on_device(
     return CheckResult(
         name,
         target,
-        len(manifest["outputs"]) + (len(manifest["taps"]) if taps else 0),
+        len(manifest["outputs"]) + (len(manifest.get("taps", [])) if taps else 0),
         found.compared,
         found.errors,
         found.first or None,

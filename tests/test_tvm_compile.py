@@ -145,7 +145,7 @@ def test_a_remote_host_gets_the_program(bundle, tmp_path, monkeypatch):
         (["--evaluation", "x.npz", "--metric", "top1"], "--evaluation is for ort-cpu"),
         (["--runner", "board"], "has no {}"),
         (["--runner", ""], "has no {}"),
-        (["--runner", "sh 'board {}"], "No closing quotation"),
+        (["--runner", "sh 'board {}"], "is no command: No closing quotation"),
         (["--runner", "false {}", "--ssh", "board"], "give one"),
         (["--runner", "/no/such/program {}"], "cannot run /no/such/program"),
         (["--ssh", "-oProxyCommand=x"], "not a host"),
