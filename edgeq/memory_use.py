@@ -29,7 +29,7 @@ class MemoryUse:
     Attributes:
         code: Of the kernels; None where no linker has seen them yet.
         constants: Read-only data in the kernels' object.
-        weights: Weights, biases, multipliers and tables.
+        weights: Weights, biases, multipliers and tables, as they are aligned.
         workspace: RAM, on top of inputs and outputs.
         peak: The most that is in use at once; no plan needs less.
         kernels: How many there are.

@@ -69,7 +69,10 @@ def test_check_builds_and_runs_it(bundle):
 
 def test_the_report_shows_memory(bundle):
     entry = json.loads((bundle / "report.json").read_text())["memory"]
-    assert entry["weights"] > 1000 and entry["workspace"] >= entry["peak"] > 1000
+    header = (bundle / "edgeq_model.h").read_text()
+    assert f"EDGEQ_MODEL_WEIGHTS_SIZE {entry['weights']}\n" in header and entry["weights"] > 1000
+    assert f"EDGEQ_MODEL_WORKSPACE_SIZE {entry['workspace']}\n" in header
+    assert entry["workspace"] >= entry["peak"] > 1000
     ends = [row["offset"] + row["size"] for row in entry["buffers"]]
     assert max(ends) <= entry["workspace"]
     page = (bundle / "report.html").read_text()

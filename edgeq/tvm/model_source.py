@@ -16,8 +16,9 @@ from edgeq.errors import EdgeqError
 from edgeq.tvm.c_text import array_initializer, float_literal
 from edgeq.tvm.devices import Device
 from edgeq.tvm.memory_plan import MemoryPlan, plan
-from edgeq.tvm.program import SLACK, Buffer, Program, Tensor
+from edgeq.tvm.program import Buffer, Program, Tensor
 from edgeq.tvm.templates import render
+from edgeq.tvm.weights import Weights, lay_out
 
 C_TYPES = MappingProxyType(
     {
@@ -136,7 +137,7 @@ def model_source(
         EdgeqError: The weights or the workspace are larger than the device's memory.
     """
     memory = plan(program, device.alignment)
-    weights = _weights(program, device.alignment)
+    weights = lay_out(program, device.alignment)
     _refuse_too_large(device, memory.size, len(weights.data))
     inputs = tuple(_port(n, tensor, codes) for n, tensor in enumerate(program.inputs))
     outputs = tuple(_port(n, tensor, codes) for n, tensor in enumerate(program.outputs))
@@ -157,29 +158,6 @@ def model_source(
         "kernels.c" if device.is_source else "kernels.o": kernels,
     }
     return ModelSource(MappingProxyType(files), inputs, outputs, memory, len(weights.data))
-
-
-@dataclass(frozen=True)
-class _Weights:
-    data: bytes
-    offsets: Mapping[str, int]
-
-
-def _weights(program: Program, alignment: int) -> _Weights:
-    """Lay the constants one behind the other: behind each there are bytes that may be read."""
-    data, offsets = bytearray(), {}
-    for kernel in program.kernels:
-        for buffer in kernel.arguments:
-            if buffer.kind != "constant" or buffer.name in offsets:
-                continue
-            array = np.ascontiguousarray(program.constants[buffer.name])
-            little = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-            assert array.dtype.name == buffer.dtype, f"{buffer.name} is {array.dtype.name}"
-            assert len(little) == buffer.size, f"{buffer.name}: {len(little)} bytes"
-            data += bytes(-len(data) % alignment)
-            offsets[buffer.name] = len(data)
-            data += little
-    return _Weights(bytes(data) + bytes(SLACK) if data else b"", offsets)
 
 
 def _weights_file(data: bytes, device: Device) -> bytes:
@@ -215,7 +193,7 @@ def _port(index: int, tensor: Tensor, codes: Mapping[str, Codes]) -> Port:
     )
 
 
-def _pointers(program: Program, memory: MemoryPlan, weights: _Weights) -> dict[str, str]:
+def _pointers(program: Program, memory: MemoryPlan, weights: Weights) -> dict[str, str]:
     """Return each buffer's address in C, by its name."""
     found = {name: f"arena + {offset}" for name, offset in memory.offsets.items()}
     found |= {name: f"weights + {offset}" for name, offset in weights.offsets.items()}

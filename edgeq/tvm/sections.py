@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from edgeq.memory_use import BufferRow, MemoryUse
 from edgeq.tvm.memory_plan import plan
 from edgeq.tvm.program import Program
+from edgeq.tvm.weights import lay_out
 
 ALLOCATED, EXECUTABLE = 2, 4  # SHF_ALLOC, SHF_EXECINSTR
 
@@ -62,7 +63,7 @@ def memory_use(program: Program, kernels: bytes, alignment: int) -> MemoryUse:
     return MemoryUse(
         None if found is None else found.code,
         0 if found is None else found.data,
-        sum(array.nbytes for array in program.constants.values()),
+        len(lay_out(program, alignment).data),
         memory.size,
         memory.peak,
         len(program.kernels),
