@@ -255,6 +255,19 @@ def test_an_output_given_twice_has_memory_twice(tmp_path):
     assert len({tensor.buffer for tensor in program.outputs}) == 2
 
 
+@pytest.mark.parametrize("target", ["avx2", "c"])
+def test_zeros_keep_the_sign_that_limits_give_them(target, tmp_path):
+    if not runs_here(target):
+        pytest.skip(f"this CPU does not run {target}")
+    model = model_of(
+        "(float[40] x) => (float[40] y, float[40] z, float[40] t)",
+        ["float zero = {0.0}", "float six = {6.0}", "float low = {-6.0}"],
+        "y = Relu(x)  z = Clip(x, zero, six)  t = Clip(x, low, zero)",
+    )
+    x = np.resize(np.array([0.0, -0.0, -7.0, 7.0, np.nan, 3.0, -3.0], np.float32), 40)
+    check(model, {"x": x}, target, tmp_path)
+
+
 INFINITE = [
     ("ReduceMax <keepdims=0> (x)", "float", -np.inf),
     ("ReduceMin <keepdims=0> (x)", "float", np.inf),

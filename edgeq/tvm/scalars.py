@@ -4,7 +4,7 @@ Only what IEEE defines to the last bit is here. All else (exp, tanh, ...) is loo
 that the simulator's definition fills: `edgeq.tvm.elementwise`.
 
 Nodes are made by their constructors: `a + b` in Python is `a` where `b` is 0, which loses a sign.
-A NaN is the second operand of `max` and `min`, which return it.
+Relu and Clip return a NaN that they get; what Max, Min and their reductions make of one is open.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,10 +46,20 @@ def _clip(node: ir.Node, x: Sequence[Expr]) -> Expr:
     del node
     found = x[0]
     if len(x) > 1 and x[1] is not None:
-        found = tirx.max(x[1], found)
+        found = _at_least(found, x[1])
     if len(x) > 2 and x[2] is not None:
-        found = tirx.min(x[2], found)
+        found = _at_most(found, x[2])
     return found
+
+
+def _at_least(x: Expr, low: Expr) -> Expr:
+    """Return the larger: of -0 and 0, which are alike, `low`."""
+    return tirx.Select(tirx.LE(x, low), low, x) if _is_float(x) else tirx.max(x, low)
+
+
+def _at_most(x: Expr, high: Expr) -> Expr:
+    """Return the smaller: of -0 and 0, which are alike, `high`."""
+    return tirx.Select(tirx.GE(x, high), high, x) if _is_float(x) else tirx.min(x, high)
 
 
 def _cast(node: ir.Node, x: Sequence[Expr]) -> Expr:
@@ -66,7 +76,7 @@ def _round(node: ir.Node, x: Sequence[Expr]) -> Expr:
 
 def _relu(node: ir.Node, x: Sequence[Expr]) -> Expr:
     del node
-    return tirx.max(const(0, dtype_of(x[0])), x[0])
+    return _at_least(x[0], const(0, dtype_of(x[0])))
 
 
 def _leaky_relu(node: ir.Node, x: Sequence[Expr]) -> Expr:
