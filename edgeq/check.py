@@ -172,7 +172,8 @@ def describe(result: CheckResult) -> list[str]:
     if result.first is not None:
         lines.append(f"first difference: {result.first}")
     latency = ", ".join(f"{name} {value:.3f}" for name, value in result.latency_ms.items())
-    lines.append(f"latency in ms: {latency}")
+    if latency:
+        lines.append(f"latency in ms: {latency}")
     lines.append("host: " + ", ".join(f"{key} {value}" for key, value in result.host.items()))
     lines += [f"note: {note}" for note in result.notes]
     lines.append("FAILED" if result.exit_status else "ok: the same bits as the simulator's")

@@ -62,6 +62,7 @@ def test_check_builds_and_runs_it(bundle):
     found = json.loads(command("check", bundle, "--taps", "--json"))
     assert found["bitwise"]["mismatches"] == 0
     assert found["bitwise"]["compared"] > 100_000 and found["bitwise"]["tensors"] > 5
+    assert "latency" not in command("check", bundle, "--taps")
     outputs = json.loads(command("check", bundle, "--json"))
     assert 0 < outputs["bitwise"]["compared"] < found["bitwise"]["compared"]
     assert outputs["latency_ms"]["fastest"] > 0
