@@ -22,6 +22,7 @@ from edgeq.tvm import codegen
 from edgeq.tvm.dot import ISAS
 from edgeq.tvm.model_source import C_TYPES
 from edgeq.tvm.native_runner import NativeRunner
+from edgeq.tvm.program import DTYPES
 from edgeq.tvm.sources import make_sources
 from tests import tvm_programs
 
@@ -74,6 +75,10 @@ def test_the_page_lists_every_device():
 
 def test_every_device_multiplies_in_a_known_way():
     assert {device.isa for device in DEVICES.values()} <= set(ISAS)
+
+
+def test_every_type_that_is_lowered_has_a_name_in_c():
+    assert set(C_TYPES) == DTYPES
 
 
 def test_without_taps_only_outputs_are_compared(tmp_path):
