@@ -2,12 +2,15 @@
 
 import os
 import shlex
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edgeq.check import CheckResult
 from edgeq.check import check as check_in_session
-from edgeq.check_folder import CheckError, altered_files, read_manifest
+from edgeq.check_folder import CheckError, altered_files, inside, read_manifest
 from edgeq.check_session import host_facts
 from edgeq.errors import BundleError
 
@@ -79,9 +82,14 @@ def _on_device(
     if altered:
         return CheckResult(name, target, altered=altered, host=host)
     device = find_device(target)
+    if ssh is not None and device.platform != "hosted":
+        raise CheckError(f"--ssh runs programs of an operating system; {target} has none: --runner")
     command = runner if ssh is None else remote_runner(ssh)
-    with tempfile.TemporaryDirectory() as into:
-        found = run_check(folder, device, Path(into), runner=command, taps=taps)
+    with tempfile.TemporaryDirectory() as scratch:
+        copy, into = Path(scratch) / "bundle", Path(scratch) / "build"
+        into.mkdir()
+        _copy_listed(folder, manifest, copy)
+        found = run_check(copy, device, into, runner=command, taps=taps)
     latency = {} if found.microseconds is None else {"fastest": found.microseconds / 1e3}
     where = command or device.runner
     return CheckResult(
@@ -95,6 +103,14 @@ def _on_device(
         host=host,
         notes=() if where == "{}" else (f"run by: {where}",),
     )
+
+
+def _copy_listed(folder: Path, manifest: Mapping[str, Any], to: Path) -> None:
+    """Copy the files whose digests the manifest has: nothing else is compiled."""
+    for name in manifest["files"]:
+        path = to / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(inside(folder, name), path)
 
 
 def remote_runner(host: str) -> str:

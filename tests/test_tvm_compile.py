@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -109,6 +110,17 @@ def test_an_altered_file_is_named(bundle, tmp_path):
     source.write_bytes(source.read_bytes() + b"\n")
     text = command("check", tmp_path / "copy", status=1)
     assert "edgeq_weights.c" in text and "altered" in text
+
+
+def test_what_no_digest_covers_is_not_compiled(bundle, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["files"]["edgeq_weights.c"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "edgeq_weights.c").write_text("#error never seen\n")
+    text = command("check", copy, status=2)
+    assert "cannot build" in text and "never seen" not in text
 
 
 def test_a_runner_of_ones_own(bundle, tmp_path, monkeypatch):
