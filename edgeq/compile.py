@@ -376,4 +376,5 @@ def _write(
         bytes_deployed=compiled.artifact.size,
         seconds=dict(stages.seconds),
         versions=versions(),
+        verified_on=target.verified_on,
     )

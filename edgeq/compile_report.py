@@ -64,6 +64,7 @@ def build_report(compiled: Compiled, target: Target) -> Report:
         tail=float_tail(compiled.model, compiled.certificate),
         versions=versions(),
         memory=target.memory(compiled.model),
+        verified_on=target.verified_on,
         buckets=_bucket_table(compiled),
     )
 

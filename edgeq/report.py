@@ -119,6 +119,7 @@ class Report:
         tail: What computes in float32 behind the last linear op, with its proofs.
         versions: Of edgeq and the packages that the bits depend on.
         memory: Of a device that the model was compiled for ahead of time.
+        verified_on: Of such a device: the machine that its kernels were verified on instead.
         buckets: Where an integer input with one value for a sample has a known range, a timestep
             say: what tensors are like at which values.
         trajectory: For a diffusion model: images drawn with it and the float model, where the user
@@ -145,6 +146,7 @@ class Report:
     tail: tuple[FloatRow, ...] = ()
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     memory: MemoryUse | None = None
+    verified_on: str | None = None
     buckets: BucketTable | None = None
     trajectory: TrajectoryComparison | None = None
 

@@ -99,6 +99,7 @@ class CompileOutcome:
         bytes_deployed: Size of the artifact, in bytes.
         seconds: Time per stage.
         versions: Of edgeq and the packages that the bits depend on.
+        verified_on: The machine that a device's code was compiled for to verify it, if another.
         plan: Lines that a dry run prints: what would be done to which node.
     """
 
@@ -116,6 +117,7 @@ class CompileOutcome:
     bytes_deployed: int = 0
     seconds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    verified_on: str | None = None
     plan: tuple[str, ...] = ()
 
     def to_json(self) -> Json:
@@ -141,4 +143,6 @@ class CompileOutcome:
         }
         if self.plan:
             summary["plan"] = list(self.plan)
+        if self.verified_on is not None:
+            summary["verified_on"] = self.verified_on
         return summary

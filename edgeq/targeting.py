@@ -135,6 +135,11 @@ class Target(ABC):
         del model, golden
         return artifact
 
+    @property
+    def verified_on(self) -> str | None:
+        """What `load` runs on, where that is not the device: its own check has yet to run there."""
+        return None
+
     def memory(self, model: ir.Model) -> MemoryUse | None:
         """Return what the model takes of the device's memory, where that is known."""
         del model

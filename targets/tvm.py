@@ -137,6 +137,12 @@ class Tvm(Target):
             self._native[id(model)] = self._load(model)
         return TvmRunner(self._native[id(model)], tuple(taps))
 
+    @property
+    def verified_on(self) -> str | None:
+        """The device that this machine is, where it is not the target's own."""
+        host = self._host()
+        return None if host is self.device else host.name
+
     def memory(self, model: ir.Model) -> MemoryUse:
         """Return the sizes of code, weights and workspace, and the plan of the workspace."""
         lowered = self._lower(model, self.device)

@@ -81,6 +81,18 @@ def test_the_report_shows_memory(bundle):
     assert "Memory of the device" in page and f"{entry['workspace']:,}" in page
 
 
+def test_what_is_verified_elsewhere_is_said(tmp_path):
+    path = tmp_path / "board"
+    text = command(
+        "compile", DIGITS / "digits.onnx", "--target", "tvm-cortex-m4", "-o", path,
+        "--calibration", DIGITS / "calibration.npz", "--samples", 2,
+    )  # fmt: skip
+    host = json.loads((path / "report.json").read_text())["verified_on"]
+    assert host in DEVICES and DEVICES[host].is_native
+    assert f"verified as compiled for {host}; on the device or its emulator: edgeq check" in text
+    assert f"Compiled for {host}, the model gives" in (path / "report.html").read_text()
+
+
 def test_the_model_in_it_is_that_of_ort_cpu(bundle, tmp_path):
     edgeq.compile(
         DIGITS / "digits.onnx", target="ort-cpu", output=tmp_path / "ort",

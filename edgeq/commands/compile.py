@@ -124,8 +124,19 @@ def describe(outcome: CompileOutcome) -> list[str]:
         f" float islands: {outcome.islands or 'none'}",
         *(f"{name}: {value:.4g}" for name, value in outcome.metrics.items()),
         f"size: {outcome.bytes_float} -> {outcome.bytes_deployed} bytes, {ratio:.2f} times smaller",
+        *verified_elsewhere(outcome),
         f"report: {outcome.bundle / 'report.html'}",
         f"ok: {outcome.bundle}",
+    ]
+
+
+def verified_elsewhere(outcome: CompileOutcome) -> list[str]:
+    """Return what is left to check, where the code cannot run here."""
+    if outcome.verified_on is None:
+        return []
+    return [
+        f"verified as compiled for {outcome.verified_on}; on the device or its emulator:"
+        f" edgeq check {outcome.bundle} --taps"
     ]
 
 
