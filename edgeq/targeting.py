@@ -40,6 +40,15 @@ class Capabilities:
     session_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
+# Of every target that computes the definition: one quantized model, the same bits on all of them.
+EXACT = Capabilities(
+    fused=frozenset(
+        {"Add", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Softmax"}
+    ),
+    channel_multiple=4,
+)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """What is deployed: files by name, the first of them the entry point.

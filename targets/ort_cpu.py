@@ -8,7 +8,7 @@ optimization level. Its session options are part of the arithmetic: without
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from edgeq.errors import ModelError
 from edgeq.graph import clone, to_bytes
 from edgeq.qdq import linear_group
 from edgeq.runtime import Session, make_session, run
-from edgeq.targeting import Artifact, Capabilities, Feeds, Runner, Target
+from edgeq.targeting import EXACT, Artifact, Capabilities, Feeds, Runner, Target
 
 INTEGER_KERNELS = MappingProxyType(
     {"Conv": "QLinearConv", "Gemm": "QGemm", "MatMul": "QLinearMatMul", "Mul": "QLinearMul"}
@@ -50,16 +50,7 @@ class OrtRunner(Runner):
 class OrtCpu(Target):
     """Stock ONNX Runtime with its CPU provider."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        activation_qtype="uint8",
-        weight_min=-127,
-        weight_max=127,
-        fused=frozenset(
-            {"Add", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Softmax"}
-        ),
-        channel_multiple=4,
-        session_options=SESSION_OPTIONS,
-    )
+    capabilities: ClassVar[Capabilities] = replace(EXACT, session_options=SESSION_OPTIONS)
 
     @property
     def summary(self) -> str:

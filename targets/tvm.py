@@ -20,7 +20,7 @@ from edgeq.errors import EdgeqError
 from edgeq.graph import to_bytes
 from edgeq.memory_use import MemoryUse
 from edgeq.qdq import operand, quantize_node
-from edgeq.targeting import Artifact, Capabilities, Feeds, GoldenRun, Runner, Target
+from edgeq.targeting import EXACT, Artifact, Feeds, GoldenRun, Runner, Target
 from edgeq.tvm.devices import DEVICES, Device
 from edgeq.tvm.sections import memory_use
 from edgeq.tvm.toolchain import missing_tools, modules
@@ -28,16 +28,6 @@ from edgeq.tvm.toolchain import missing_tools, modules
 if TYPE_CHECKING:
     from edgeq.tvm.native_runner import NativeRunner
     from edgeq.tvm.program import Program
-
-CAPABILITIES = Capabilities(
-    activation_qtype="uint8",
-    weight_min=-127,
-    weight_max=127,
-    fused=frozenset(
-        {"Add", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Softmax"}
-    ),
-    channel_multiple=4,
-)
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ class _Lowered:
 class Tvm(Target):
     """One device of `edgeq.tvm.devices`."""
 
-    capabilities = CAPABILITIES
+    capabilities = EXACT
 
     def __init__(self, device: Device = DEVICES["tvm-c"]) -> None:
         self.device = device
@@ -191,7 +181,7 @@ class Tvm(Target):
             for run in golden
         ]
         codes = _codes(model)
-        made = make_sources(program, device, lowered.kernels, runs, codes, model="model")
+        made = make_sources(program, device, lowered.kernels, runs, codes)
         return made.files
 
     def _load(self, model: ir.Model) -> "NativeRunner":
@@ -200,7 +190,7 @@ class Tvm(Target):
 
         host = self._host()
         lowered = self._lower(model, host)
-        made = model_source(lowered.program, host, lowered.kernels, _codes(model), model="model")
+        made = model_source(lowered.program, host, lowered.kernels, _codes(model))
         with tempfile.TemporaryDirectory() as name:  # what is loaded stays when its file goes
             folder = Path(name)
             for path, data in made.files.items():

@@ -18,14 +18,13 @@ from edgeq.tvm.arithmetic import const
 from edgeq.tvm.linear import lower_linear
 from edgeq.tvm.linear_problem import Codes, LinearProblem
 from edgeq.tvm.products import write_product
-from edgeq.tvm.program import Tensor
+from edgeq.tvm.program import NHWC, Tensor
 from edgeq.tvm.quantization import product, requantized
 
 if TYPE_CHECKING:
     from edgeq.tvm.lower import Lowering
 
 Array = NDArray[Any]
-NHWC = (0, 2, 3, 1)
 
 
 def lower_group(to: "Lowering", group: LinearGroup) -> None:

@@ -28,7 +28,7 @@ from edgeq.tvm.elementwise import elementwise
 from edgeq.tvm.gathers import look_up
 from edgeq.tvm.loops import outermost_first
 from edgeq.tvm.pointwise import Pointwise
-from edgeq.tvm.program import DTYPES, Kind, Layout, Program, Tensor
+from edgeq.tvm.program import DTYPES, NHWC, Kind, Layout, Program, Tensor
 from edgeq.tvm.quantization import dequantized, quantized
 from edgeq.tvm.reading import flattened, images, look_ups, needed_nodes
 from edgeq.tvm.static_model import StaticModel
@@ -37,7 +37,6 @@ from edgeq.tvm.views import View, stride_of
 Array = NDArray[Any]
 DEAR = 3  # operations: what takes more, and is read more than once, is stored
 MOST_VIEWS = 8  # that one kernel reads for one element
-NHWC = (0, 2, 3, 1)
 MOVES = frozenset(
     {
         "DepthToSpace", "Expand", "Flatten", "Gather", "Reshape", "Resize", "Slice", "SpaceToDepth",

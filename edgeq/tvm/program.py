@@ -18,6 +18,7 @@ DTYPES = frozenset(
         "float64",
     }
 )  # fmt: skip
+NHWC = (0, 2, 3, 1)  # the order in which images lie
 SLACK = 64  # bytes behind workspace and constants that kernels may read, never use
 
 
