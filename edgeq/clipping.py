@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.numerics.affine import QParams, quantize
-from edgeq.numerics.qtype import QTYPES, QType
+from edgeq.numerics.qtype import FORMATS, QType
 from edgeq.numerics.scale import Format, choose_qparams, nearest_exponent
 from edgeq.statistics import Levels, Statistics
 
@@ -33,7 +33,7 @@ def least_error_range(statistics: Statistics, spec: Format) -> tuple[float, floa
     if low == high:
         return low, high
     if spec.scale == "power_of_two" and not spec.symmetric:
-        ranges = power_of_two_ranges(low, high, QTYPES[spec.qtype])
+        ranges = power_of_two_ranges(low, high, FORMATS[spec.qtype])
         return _best(ranges, statistics, spec)
     if spec.scale == "power_of_two":
         ends = np.ldexp(max(-low, high), 1 - np.arange(EXPONENTS))

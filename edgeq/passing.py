@@ -16,6 +16,7 @@ import onnx_ir as ir
 from edgeq import by_name
 from edgeq.calibrate import Calibration, Samples
 from edgeq.errors import EdgeqError, PassError, RecipeError, suggest
+from edgeq.float_weight import FloatWeight
 from edgeq.graph import remove_dead
 from edgeq.longest import MAX_DIM
 from edgeq.numerics.affine import QParams
@@ -48,6 +49,7 @@ class Context:
         seed: The only source of randomness.
         notes: What a pass wants the report to say, as (pass or subject, text).
         softmax_rows: How the softmax of each attention was corrected.
+        float_weights: What the codes of weights were rounded from, by initializer name.
     """
 
     recipe: Recipe
@@ -64,6 +66,7 @@ class Context:
     seed: int = 0
     notes: list[tuple[str, str]] = field(default_factory=list)
     softmax_rows: list[SoftmaxRow] = field(default_factory=list)
+    float_weights: dict[str, FloatWeight] = field(default_factory=dict)
 
     def keep_float(self, node: ir.Node) -> bool:
         """Whether the recipe leaves `node` in float32."""

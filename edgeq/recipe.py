@@ -40,13 +40,14 @@ else:
     import tomli as tomllib
 
 from edgeq.errors import RecipeError, UnknownNameError, suggest
-from edgeq.numerics.qtype import QTYPES
+from edgeq.numerics.qtype import FLOAT4, FORMATS
 from edgeq.steps import format_steps, parse_steps
 
 SCHEMA_VERSION = 1
 OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
 GRANULARITIES = ("per_tensor", "per_channel")
 SCALE_KINDS = ("float", "power_of_two")
+FLOAT4_NAMES = ("float4", *FLOAT4)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class QuantSpec:
     """How values of one role are quantized.
 
     Attributes:
-        qtype: Storage format, by name.
+        qtype: Format, by name; for weights, `float4` is the 4-bit float that fits each one best.
         granularity: `per_tensor` or `per_channel`.
         symmetric: Whether real 0 sits in the middle of the codes.
         scale: `float`, or `power_of_two`.
@@ -73,7 +74,7 @@ class QuantSpec:
 
 
 CHOICES = {
-    "qtype": tuple(QTYPES),
+    "qtype": (*FORMATS, "float4"),
     "granularity": GRANULARITIES,
     "scale": SCALE_KINDS,
     "observer": OBSERVERS,
@@ -290,6 +291,8 @@ def _spec(table: dict[str, Any], title: str, where: str) -> dict[str, Any]:
                 f"recipe {title}: {where}{key} = {value!r}{suggest(value, list(CHOICES[key]))};"
                 f" one of {', '.join(CHOICES[key])}"
             )
+    if "weight" not in where and table.get("qtype") in FLOAT4_NAMES:
+        raise RecipeError(f"recipe {title}: {where}qtype: only weights can be 4-bit floats")
     if not 50 < table.get("percentile", 100) <= 100:
         raise RecipeError(f"recipe {title}: {where}percentile must be above 50 and at most 100")
     if not 1 <= table.get("limit", 127) <= 127:

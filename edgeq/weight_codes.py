@@ -1,13 +1,13 @@
 """From float weights to int8 codes, and from biases to int32 in steps of the accumulator."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.numerics.affine import Codes, QParams, quantize
 from edgeq.numerics.magnitudes import pieces
-from edgeq.numerics.qtype import INT32, QTYPES
+from edgeq.numerics.qtype import FLOAT4, INT32
 from edgeq.numerics.scale import choose_qparams
 from edgeq.recipe import QuantSpec
 from edgeq.weight_range import choose_weight_range
@@ -50,7 +50,7 @@ def encode(
         x: Parameters of the op's input, per tensor.
         spec: How weights are to be quantized.
         axis: The axis of the weight's output channels; None for one scale.
-        limit: Largest magnitude of a symmetric weight code.
+        limit: Largest magnitude of a weight code.
         bias_limit: A channel whose bias would pass it gets a larger weight scale.
     """
     qparams = weight_qparams(weight, spec, axis, limit)
@@ -95,14 +95,26 @@ def _limited(codes: Codes, qparams: QParams, limit: int) -> Codes:
     """Return codes within the limit: a clipped weight saturates to it, not to qmin."""
     if not qparams.qtype.signed:
         return codes
-    limit = min(limit, qparams.qtype.qmax)
-    return np.clip(codes.astype(np.int32), -limit, limit).astype(codes.dtype)
+    low, high = qparams.qtype.within(limit)
+    return np.clip(codes.astype(np.int32), low, high).astype(codes.dtype)
 
 
 def weight_qparams(weight: Float32, spec: QuantSpec, axis: int | None, limit: int) -> QParams:
-    """Return the parameters of a weight, per channel along `axis` or per tensor."""
+    """Return the parameters of a weight, per channel along `axis` or per tensor.
+
+    `float4` becomes the 4-bit float with the least squared error over all of the weight.
+    """
+    if spec.qtype == "float4":
+        specs = [replace(spec, qtype=name) for name in FLOAT4]
+        found = [weight_qparams(weight, one, axis, limit) for one in specs]
+        return min(found, key=lambda qparams: _squared_error(weight, qparams, limit))
     low, high = choose_weight_range(weight, spec, axis, limit)
     return choose_qparams(low, high, spec, axis=axis, limit=limit)
+
+
+def _squared_error(weight: Float32, qparams: QParams, limit: int) -> float:
+    error = qparams.dequantize(_codes(weight, qparams, limit)).astype(np.float64) - weight
+    return float(np.square(error).sum())
 
 
 def _room_for_bias(
@@ -117,4 +129,4 @@ def _room_for_bias(
     scale = np.maximum(weight.scale, np.nextafter(needed.astype(np.float32), np.float32(np.inf)))
     if spec.scale == "power_of_two":
         scale = np.maximum(weight.scale, needed.astype(np.float32))
-    return QParams(QTYPES[spec.qtype], scale, weight.zero_point, weight.axis)
+    return QParams(weight.qtype, scale, weight.zero_point, weight.axis)

@@ -6,11 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.numerics.affine import QParams, along
+from edgeq.numerics.grid import nearest
 from edgeq.numerics.magnitudes import PIECE
+from edgeq.numerics.qtype import FORMATS
 from edgeq.numerics.scale import choose_qparams
 from edgeq.recipe import QuantSpec
 
 SHRINKS = np.linspace(1.0, 0.3, 71)
+NARROW_SHRINKS = np.linspace(1.0, 0.1, 91)  # for fewer than 8 bits
 # Twice the range first: the nearest exponent may clip, its neighbour above never does.
 DOUBLINGS = np.array([2.0, 1.0, 0.5, 0.25])
 
@@ -61,7 +64,8 @@ def _search(
     exact = spec.scale == "power_of_two"
     if spec.observer != "mse" and not exact:
         return low, high
-    factors = DOUBLINGS if exact else SHRINKS
+    shrinks = NARROW_SHRINKS if FORMATS[spec.qtype].bits < 8 else SHRINKS
+    factors = DOUBLINGS if exact else shrinks
     best, factor = np.full(len(rows), np.inf), np.full(len(rows), factors[0])
     for candidate in factors:
         qparams = choose_qparams(low * candidate, high * candidate, spec, axis=0, limit=limit)
@@ -86,7 +90,10 @@ def _errors(
     units = rows / scale
     codes = np.rint(units)
     covered = ((codes >= first) & (codes <= last)).all(1)
-    np.clip(codes, first, last, out=codes)
+    if qtype.values is None:
+        np.clip(codes, first, last, out=codes)
+    else:
+        codes = nearest(units, qtype, limit)
     codes -= units
     errors = np.einsum("ij,ij->i", codes, codes, dtype=np.float64)
     return errors * qparams.scale.astype(np.float64) ** 2, covered

@@ -27,7 +27,7 @@ from edgeq.linear_weights import (
     linear_weights,
     set_linear_weights,
 )
-from edgeq.numerics.qtype import QTYPES
+from edgeq.numerics.qtype import FORMATS
 from edgeq.observe import choose_range
 from edgeq.passing import Context, Pass
 from edgeq.recipe import QuantSpec
@@ -50,7 +50,8 @@ class AlignScales(Pass):
         if not free:
             return 0
         names = [str(value.name) for members in free for value in members]
-        seen = calibrate(model, context.samples, names)
+        ratios = context.recipe.clip_ratios()
+        seen = calibrate(model, context.samples, names, clip_ratios=ratios)
         factors: dict[ir.Value, float] = {}
         for members in free:
             factor = _factor(members, seen, context.recipe.activation)
@@ -125,7 +126,7 @@ def _commutes(node: ir.Node) -> bool:
 
 def _factor(members: list[ir.Value], seen: Calibration, spec: QuantSpec) -> float:
     """Return the factor between the widest member's best float scale and a power of two."""
-    qtype = QTYPES[spec.qtype]
+    qtype = FORMATS[spec.qtype]
     plain = QuantSpec(spec.qtype, observer=spec.observer, percentile=spec.percentile)
     widths = []
     for value in members:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from edgeq.code_plan import Group, plan_codes
 from edgeq.graph import consumers
 from edgeq.numerics.affine import QParams
-from edgeq.numerics.qtype import QTYPES
+from edgeq.numerics.qtype import FORMATS
 from edgeq.numerics.scale import choose_qparams
 from edgeq.observe import choose_range
 from edgeq.passing import Context, Pass, node_names
@@ -63,7 +63,7 @@ def _decide(group: Group, role: str, context: Context) -> QParams:
         return fixed[0]
     assert context.calibration is not None
     spec = _spec(group.values[0], role, context)
-    qtype = QTYPES[spec.qtype]
+    qtype = FORMATS[spec.qtype]
     statistics = context.calibration.statistics
     ranges = [choose_range(statistics[v.name or ""], spec, qtype) for v in group.values]
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)

@@ -5,8 +5,9 @@ after:   y = Conv(DequantizeLinear(x_q, sx, zx),
                   DequantizeLinear(w_q, sw, 0),          sw per output channel
                   DequantizeLinear(b_q, float32(sx * sw), 0))
 
-Codes stay within the target's limits: x86 without VNNI saturates pairs of products, Arm without
-dot product overflows at -128 * -128. A channel whose bias would pass 2**30 gets a larger scale.
+Codes of fewer than 8 bits lie in int8 arrays. Codes stay within the target's limits: x86 without
+VNNI saturates pairs of products, Arm without dot product overflows at -128 * -128. A channel whose
+bias would pass 2**30 gets a larger scale.
 An op whose bias is computed at run time, or differs by row, has no integer form and is left alone.
 """
 
@@ -17,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.graph import Editor, constant, int_attribute
+from edgeq.float_weight import FloatWeight
+from edgeq.graph import Editor, constant, int_attribute, producer
 from edgeq.numerics.affine import QParams
 from edgeq.passing import Context, Pass, node_names
 from edgeq.qdq import Operand, operand
@@ -74,19 +76,24 @@ def _quantize(
 ) -> None:
     spec = context.recipe.spec("weight", node.op_type, node_names(node))
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    limit = min(spec.limit, context.capabilities.weight_max)
     made = encode(
         weight,
         bias,
         x.qparams,
         spec,
         axis=output_axis(node, weight.ndim) if spec.granularity == "per_channel" else None,
-        limit=min(spec.limit, context.capabilities.weight_max),
+        limit=limit,
         bias_limit=BIAS_LIMIT,
     )
     source = node.inputs[1]
     assert source is not None
     real = _dequantized(editor, node, source.name or "w", made.weight, made.qparams)
     node.replace_input_with(1, real)
+    codes = producer(real).inputs[0]
+    assert codes is not None and codes.name is not None
+    qparams = made.qparams
+    context.float_weights[codes.name] = FloatWeight(weight, qparams.qtype, limit, axis=qparams.axis)
     if made.bias is not None and made.bias_qparams is not None:
         source = node.inputs[2]
         assert source is not None

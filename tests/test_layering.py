@@ -41,7 +41,7 @@ LAYERS = {
     "in and out": "runtime npz feeds spool user_code data metrics language load export source"
     " model_file observe"
     " histogram buckets statistics clipping entropy weight_range weight_codes"
-    " calibrate seen_inputs",
+    " float_weight calibrate seen_inputs",
     "targeting": "by_name targeting memory_use",
     "passing": "passing request proofs code_plan seen_values softmax_bias_form softmax_row_form",
     "tvm": "tvm tvm.*",

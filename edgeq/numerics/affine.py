@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.numerics.grid import nearest
 from edgeq.numerics.qtype import QType
 
 Float32 = NDArray[np.float32]
@@ -123,6 +124,8 @@ def quantize(
 ) -> Codes:
     """Return `saturate(round_half_even(x / scale) + zero_point)`; NaN gives qmin.
 
+    For a 4-bit float it is the nearest of its codes, ties to the even one.
+
     Args:
         x: float32, any shape.
         scale: float32, `()` or `(channels,)`.
@@ -138,7 +141,10 @@ def quantize(
     scale, zero_point = np.asarray(scale, np.float32), np.asarray(zero_point)
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = np.asarray(x / along(scale, axis, x.ndim))
-        np.rint(ratio, out=ratio)
+        if qtype.values is None:
+            np.rint(ratio, out=ratio)
+        else:
+            ratio = nearest(ratio, qtype)
         if qtype.bits > 16:
             ratio = ratio.astype(np.float64)
         return saturate_in_place(ratio, along(zero_point, axis, x.ndim), qtype)

@@ -1,4 +1,11 @@
-"""Integer storage formats and their inclusive ranges."""
+"""Formats of codes, and their inclusive ranges.
+
+`QTYPES` are the types that tensors have, `FORMATS` what a recipe may ask for. Between the passes,
+codes of a format with fewer than 8 bits lie in int8 or uint8 arrays: kernels read nothing narrower.
+
+A 4-bit float is a grid of integers times a scale. Its codes are those integers, so that integer
+kernels multiply them exactly: E2M1 in units of its smallest step, 0.5, is 0, 1, 2, 3, 4, 6, 8, 12.
+"""
 
 from dataclasses import dataclass
 
@@ -11,30 +18,44 @@ class QType:
     """A quantized storage format.
 
     Attributes:
-        name: The ONNX spelling, in lower case: `uint8`, `int4`, ...
+        name: The ONNX spelling, in lower case: `uint8`, `int4`, ...; others alike: `uint6`.
         qmin: Smallest code.
         qmax: Largest code.
         dtype: The numpy dtype of arrays of codes.
+        values: The codes that exist, ascending, when they are not all of qmin..qmax.
     """
 
     name: str
     qmin: int
     qmax: int
     dtype: np.dtype[np.generic]
+    values: tuple[int, ...] | None = None
 
     @property
     def bits(self) -> int:
         """Width in bits.
 
-        >>> INT4.bits, UINT8.bits, INT32.bits
-        (4, 8, 32)
+        >>> INT4.bits, UINT8.bits, INT32.bits, FORMATS["uint6"].bits, FORMATS["float4e3m0"].bits
+        (4, 8, 32, 6, 4)
         """
-        return (self.qmax - self.qmin).bit_length()
+        count = self.qmax - self.qmin + 1 if self.values is None else len(self.values)
+        return (count - 1).bit_length()
 
     @property
     def signed(self) -> bool:
         """Whether negative codes exist."""
         return self.qmin < 0
+
+    def within(self, limit: int) -> tuple[int, int]:
+        """Return the smallest and the largest code whose magnitude is at most `limit`.
+
+        >>> INT8.within(127), INT4.within(127), FORMATS["float4e2m1"].within(7)
+        ((-127, 127), (-8, 7), (-6, 6))
+        """
+        if self.values is None:
+            return max(self.qmin, -limit), min(self.qmax, limit)
+        fitting = [value for value in self.values if abs(value) <= limit]
+        return fitting[0], fitting[-1]
 
 
 INT4 = QType("int4", -8, 7, np.dtype(ml_dtypes.int4))
@@ -46,6 +67,28 @@ UINT16 = QType("uint16", 0, 2**16 - 1, np.dtype(np.uint16))
 INT32 = QType("int32", -(2**31), 2**31 - 1, np.dtype(np.int32))
 
 QTYPES = {q.name: q for q in (INT4, UINT4, INT8, UINT8, INT16, UINT16, INT32)}
+
+
+def _narrow(bits: int) -> tuple[QType, QType]:
+    half = 2 ** (bits - 1)
+    signed = QType(f"int{bits}", -half, half - 1, INT8.dtype)
+    return signed, QType(f"uint{bits}", 0, 2 * half - 1, UINT8.dtype)
+
+
+def _float4(name: str, *positive: int) -> QType:
+    values = (*(-v for v in reversed(positive)), 0, *positive)
+    return QType(name, values[0], values[-1], INT8.dtype, values)
+
+
+FLOAT4 = {
+    q.name: q
+    for q in (
+        _float4("float4e2m1", 1, 2, 3, 4, 6, 8, 12),
+        _float4("float4e1m2", 1, 2, 3, 4, 5, 6, 7),
+        _float4("float4e3m0", 1, 2, 4, 8, 16, 32, 64),
+    )
+}
+FORMATS = QTYPES | {q.name: q for bits in range(2, 8) for q in _narrow(bits)} | FLOAT4
 
 
 def qtype_of(dtype: np.dtype[np.generic]) -> QType:

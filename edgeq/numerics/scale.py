@@ -3,7 +3,8 @@
 The range always holds 0, and 0 has a code of its own: padding, Relu and dead channels need it.
 
 - float scale: `scale = (high - low) / levels`, `zero_point = round(qmin - low / scale)`.
-- symmetric: `scale = max(-low, high) / limit`, the zero point in the middle.
+- symmetric: `scale = max(-low, high) / limit`, the zero point in the middle;
+  a 4-bit float always is.
 - power of two: the exponent nearest to the float scale's, in the logarithm, and an even zero point
   (where a kernel adds it before rounding, an odd one moves ties): the even neighbour that clips
   less of the range. The range of such parameters gives the same parameters again, so whoever
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeq.numerics.affine import QParams
-from edgeq.numerics.qtype import QTYPES, QType
+from edgeq.numerics.qtype import FORMATS, QType
 
 MIN_EXPONENT = -40
 MAX_SCALE = float(np.finfo(np.float32).max)
@@ -61,13 +62,13 @@ def choose_qparams(
         limit: Largest magnitude of a symmetric code, counted from the zero point; None: what the
             format holds on both sides.
     """
-    qtype = QTYPES[spec.qtype]
+    qtype = FORMATS[spec.qtype]
     bottom = np.minimum(np.asarray(low, np.float64), 0.0)
     top = np.maximum(np.asarray(high, np.float64), 0.0)
     exact = spec.scale == "power_of_two"
-    if spec.symmetric:
+    if spec.symmetric or qtype.values is not None:
         middle = 0 if qtype.signed else (qtype.qmax + 1) // 2
-        steps = min(qtype.qmax - middle, qtype.qmax if limit is None else limit)
+        steps = min(qtype.qmax - middle, qtype.qmax if limit is None else qtype.within(limit)[1])
         scale = _scale(np.maximum(-bottom, top) / steps, qtype, exact)
         return QParams(qtype, scale, np.full(scale.shape, middle, np.int32), axis)
     scale = _scale((top - bottom) / (qtype.qmax - qtype.qmin), qtype, exact)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.numerics.qtype import QTYPES
+from edgeq.numerics.qtype import FORMATS
 from edgeq.numerics.scale import choose_qparams, nearest_exponent
 
 
@@ -59,7 +59,7 @@ def test_rule(spec, low, high, scale, zero):
     found = choose_qparams(low, high, spec)
     assert found.scale.tobytes() == np.float32(scale).tobytes()
     assert int(found.zero_point) == zero
-    assert found.qtype is QTYPES[spec.qtype]
+    assert found.qtype is FORMATS[spec.qtype]
     assert found.axis is None
 
 
@@ -127,7 +127,7 @@ def test_a_float_scale_covers_its_range_within_a_step(a, b, spec):
 
 @given(st.integers(-30, 90), st.integers(0, 127), st.sampled_from(["uint8", "int8"]))
 def test_a_range_of_power_of_two_parameters_gives_them_again(exponent, half, qtype):
-    q = QTYPES[qtype]
+    q = FORMATS[qtype]
     scale, zero = 2.0**exponent, q.qmin + 2 * half
     spec = Spec(qtype, scale="power_of_two")
     found = choose_qparams((q.qmin - zero) * scale, (q.qmax - zero) * scale, spec)
