@@ -83,7 +83,13 @@ def export_case(zoo: ModuleType, name: str, folder: Path) -> ExportedCase:
     return ExportedCase(name, model, calibration, case.metric, case)
 
 
-def compile_case(case: ExportedCase, standing: Standing, recipe: str, output: Path) -> None:
+def compile_case(
+    case: ExportedCase,
+    standing: Standing,
+    recipe: str,
+    output: Path,
+    allow_unproven: Sequence[str] = (),
+) -> None:
     """Write the bundle of a case.
 
     Raises:
@@ -96,6 +102,7 @@ def compile_case(case: ExportedCase, standing: Standing, recipe: str, output: Pa
         recipe=recipe,
         input_ranges=standing.input_ranges,
         max_dim=standing.max_dim or MAX_DIM,
+        allow_unproven=allow_unproven,
         output=output,
     )
 

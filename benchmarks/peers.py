@@ -83,6 +83,8 @@ class Standing:
         best: Best metric and best SQNR of the tools that quantized every operator.
         partly: Figures of the tools that left operators float.
         required: Bounds by recipe.
+        peers_int4: Figures of the tools with 4-bit weights and 8-bit activations.
+        failed_int4: Why there is no such figure, by tool.
         group: Which of the limits on latency holds.
         input_ranges: As `edgeq.compile` takes them.
         max_dim: As `edgeq.compile` takes it; None for its default.
@@ -98,6 +100,8 @@ class Standing:
     group: str = "convolution"
     input_ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     max_dim: int | None = None
+    peers_int4: Mapping[str, Figure] = field(default_factory=dict)
+    failed_int4: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_standings() -> dict[str, Standing]:
@@ -109,7 +113,7 @@ def read_standings() -> dict[str, Standing]:
 
 def _standing(name: str, entry: Mapping[str, Any]) -> Standing:
     better = "metric" not in entry or find_metric(entry["metric"]).higher_is_better
-    peers = entry["peers"].items()
+    peers, int4 = entry["peers"].items(), entry.get("peers_int4", {})
     whole = [peer for _, peer in peers if "left_float" not in peer]
     metrics = [peer["metric"] for peer in whole if "metric" in peer]
     best = Figure(
@@ -127,4 +131,6 @@ def _standing(name: str, entry: Mapping[str, Any]) -> Standing:
         entry.get("group", "convolution"),
         {n: (low, high) for n, (low, high) in entry.get("input_ranges", {}).items()},
         entry.get("max_dim"),
+        {n: Figure(**p) for n, p in int4.items() if isinstance(p, dict)},
+        {n: p for n, p in int4.items() if isinstance(p, str)},
     )
