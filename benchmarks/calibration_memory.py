@@ -110,10 +110,12 @@ def by_edgeq(model: Path, data: Path) -> None:
 
     loaded = load_model(model).model
     samples = open_samples(data, inputs=input_specs(loaded))
-    found = calibrate(loaded, samples, activations(loaded))
+    specs = [QuantSpec("uint8", observer=observer) for observer in OBSERVERS]
+    ratio = specs[0].clip_ratio(8)
+    found = calibrate(loaded, samples, activations(loaded), clip_ratios=[ratio])
     for statistics in found.statistics.values():
-        for observer in OBSERVERS:
-            choose_range(statistics, QuantSpec("uint8", observer=observer), UINT8)
+        for spec in specs:
+            choose_range(statistics, spec, UINT8)
 
 
 def by_onnxruntime(method: str, model: Path, data: Path) -> None:

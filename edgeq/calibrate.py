@@ -61,6 +61,7 @@ def calibrate(
     *,
     batch: int = 1,
     buckets: Buckets | None = None,
+    clip_ratios: Sequence[float] = (),
     progress: Progress = _silent,
 ) -> Calibration:
     """Run `model` on all samples and observe `values`.
@@ -71,6 +72,7 @@ def calibrate(
         values: Names of float32 values of the model; graph inputs may be among them.
         batch: Feeds that are run at once, for models whose batch axis is symbolic.
         buckets: Keep statistics by the value of this integer input too.
+        clip_ratios: Find the ranges that clip these shares of a value's elements.
         progress: Told `calibrate`, the feeds done, and their number, if known.
 
     Raises:
@@ -82,7 +84,8 @@ def calibrate(
         raise DataError("the calibration set is empty: give at least one sample")
     inputs = [str(value.name) for value in model.graph.inputs if value.name in set(values)]
     made = [name for name in dict.fromkeys(values) if name not in inputs]
-    observers = {name: Observer(0 if buckets is None else buckets.count) for name in values}
+    count = 0 if buckets is None else buckets.count
+    observers = {name: Observer(count, clip_ratios) for name in values}
     groups = _groups(model, made, first) or [[]]
     report = _Progress(progress, samples, len(groups))
     digest, seen = hashlib.sha256(), InputObserver(model)

@@ -182,6 +182,7 @@ def _plan(
         versions=versions(),
         plan=tuple(lines),
     )
+            clip_ratios=context.recipe.clip_ratios(),
 
 
 def _quantize(

@@ -3,6 +3,8 @@
 - `minmax`: everything that was seen.
 - `moving_average`: the extremes averaged over samples, the newest weighted by `MOMENTUM` (0.1).
 - `percentile`: holds a share of all values; both ends give up the same number.
+- `clip_ratio`: found while samples stream by, so that the share `clip_alpha / (2**bits - 1)` is
+  clipped in a typical sample (`edgeq/clip_ratio.py`).
 - `entropy`: the threshold that loses least information (Kullback-Leibler divergence, after
   S. Migacz, "8-bit Inference with TensorRT", GTC 2017).
 - `mse`: the parameters with the least mean squared error.
@@ -41,6 +43,8 @@ def _observed(statistics: Statistics, spec: QuantSpec, qtype: QType) -> tuple[fl
         return statistics.average_low, statistics.average_high
     if spec.observer == "percentile":
         return percentile_range(statistics, spec.percentile)
+    if spec.observer == "clip_ratio":
+        return statistics.clipped[spec.clip_ratio(qtype.bits)]
     if spec.observer == "entropy":
         threshold = entropy_threshold(statistics.histogram, qtype)
         return max(low, -threshold), min(high, threshold)

@@ -5,7 +5,7 @@ summary = "..."
 [activation]                  # the default for activations
 qtype = "uint8"
 scale = "float"               # or "power_of_two"
-observer = "mse"              # minmax, moving_average, percentile, entropy, mse
+observer = "mse"              # minmax, moving_average, percentile, clip_ratio, entropy, mse
 [weight]
 qtype = "int8"
 granularity = "per_channel"
@@ -44,7 +44,7 @@ from edgeq.numerics.qtype import FLOAT4, FORMATS
 from edgeq.steps import format_steps, parse_steps
 
 SCHEMA_VERSION = 1
-OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
+OBSERVERS = ("minmax", "moving_average", "percentile", "clip_ratio", "entropy", "mse")
 GRANULARITIES = ("per_tensor", "per_channel")
 SCALE_KINDS = ("float", "power_of_two")
 FLOAT4_NAMES = ("float4", *FLOAT4)
@@ -61,6 +61,7 @@ class QuantSpec:
         scale: `float`, or `power_of_two`.
         observer: What chooses the clipping range.
         percentile: Share of values inside the range, in percent, for the percentile observer.
+        clip_alpha: The clip_ratio observer clips the share `clip_alpha / (2**bits - 1)`.
         limit: Largest magnitude of a weight code; 127, or 64 where no session option can be set.
     """
 
@@ -70,7 +71,12 @@ class QuantSpec:
     scale: str = "float"
     observer: str = "minmax"
     percentile: float = 99.99
+    clip_alpha: float = 0.05
     limit: int = 127
+
+    def clip_ratio(self, bits: int) -> float:
+        """Return the share of values that codes of so many bits may clip."""
+        return self.clip_alpha / ((1 << bits) - 1)
 
 
 CHOICES = {
@@ -151,6 +157,14 @@ class Recipe:
                     changes.pop("qtype", None)
                 spec = dataclasses.replace(spec, **changes)
         return spec
+
+    def clip_ratios(self) -> tuple[float, ...]:
+        """Return every share that a clip_ratio observer of this recipe may ask calibration for."""
+        specs = [self.activation, self.residual]
+        specs += [dataclasses.replace(s, **dict(r.activation)) for s in specs for r in self.rules]
+        alphas = {s.clip_alpha: s for s in specs if s.observer == "clip_ratio"}
+        bits = {qtype.bits for qtype in FORMATS.values() if qtype.bits <= 16}
+        return tuple(s.clip_ratio(b) for s in alphas.values() for b in sorted(bits))
 
     def with_rules(self, rules: Sequence[Rule]) -> "Recipe":
         """Return the recipe with further rules behind its own."""
@@ -295,6 +309,8 @@ def _spec(table: dict[str, Any], title: str, where: str) -> dict[str, Any]:
         raise RecipeError(f"recipe {title}: {where}qtype: only weights can be 4-bit floats")
     if not 50 < table.get("percentile", 100) <= 100:
         raise RecipeError(f"recipe {title}: {where}percentile must be above 50 and at most 100")
+    if not 0 < table.get("clip_alpha", 1) <= 1:
+        raise RecipeError(f"recipe {title}: {where}clip_alpha must be above 0 and at most 1")
     if not 1 <= table.get("limit", 127) <= 127:
         raise RecipeError(f"recipe {title}: {where}limit must be from 1 to 127")
     return table

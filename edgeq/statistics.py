@@ -1,11 +1,14 @@
 """What calibration keeps of one value: O(1) memory, however many samples go by."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.buckets import BucketMeter, BucketStatistics
+from edgeq.clip_ratio import ClipMeter
 from edgeq.histogram import BLOCK, GrowingHistogram, Histogram
 
 MAX_LEVELS = 1024
@@ -48,6 +51,7 @@ class Statistics:
         channel_mean: Mean per channel.
         channel_square: Mean square per channel.
         buckets: By the value of an integer input, where that was asked for.
+        clipped: The range that clips a share of the elements, by the share, where asked for.
     """
 
     count: int
@@ -62,16 +66,20 @@ class Statistics:
     channel_mean: Float64
     channel_square: Float64
     buckets: BucketStatistics | None = None
+    clipped: Mapping[float, tuple[float, float]] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
 
 
 class Observer:
     """Builds the statistics of one value, sample by sample."""
 
-    def __init__(self, buckets: int = 0) -> None:
+    def __init__(self, buckets: int = 0, clip_ratios: Sequence[float] = ()) -> None:
         """Begin.
 
         Args:
             buckets: How many there are of an integer input; 0: none are kept.
+            clip_ratios: Find the ranges that clip these shares.
         """
         self._histogram = GrowingHistogram()
         self._levels: Levels | None = Levels(np.zeros(0, np.float32), np.zeros(0, np.int64))
@@ -79,6 +87,7 @@ class Observer:
         self._average = (0.0, 0.0)
         self._channels: Channels | None = None
         self._buckets = BucketMeter(buckets) if buckets else None
+        self._clips = ClipMeter(clip_ratios)
 
     def add(self, array: NDArray[np.float32], bucket: int | None = None) -> None:
         """Take in one sample's array of any shape; an empty one says nothing.
@@ -104,6 +113,7 @@ class Observer:
         )
         self._count += array.size
         self._histogram.add(array)
+        self._clips.add(array, low, high)
         if self._levels is not None:
             self._levels = merge_levels(self._levels, array.reshape(-1))
         by_channel = channels_first(array)
@@ -119,7 +129,8 @@ class Observer:
             nothing = np.zeros(1)
             view = self._histogram.view()
             zeros = (nothing, nothing, nothing, nothing)
-            return Statistics(0, 0.0, 0.0, 0.0, 0.0, view, None, *zeros)
+            empty = self._clips.result()
+            return Statistics(0, 0.0, 0.0, 0.0, 0.0, view, None, *zeros, clipped=empty)
         channels = self._channels
         return Statistics(
             count=self._count,
@@ -134,6 +145,7 @@ class Observer:
             channel_mean=channels.total / channels.count,
             channel_square=channels.squares / channels.count,
             buckets=None if self._buckets is None else self._buckets.result(),
+            clipped=self._clips.result(),
         )
 
 

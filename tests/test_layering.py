@@ -40,7 +40,7 @@ LAYERS = {
     " index_tables",
     "in and out": "runtime npz feeds spool user_code data metrics language load export source"
     " model_file observe"
-    " histogram buckets statistics clipping entropy weight_range weight_codes"
+    " histogram buckets clip_ratio statistics clipping entropy weight_range weight_codes"
     " float_weight calibrate seen_inputs",
     "targeting": "by_name targeting memory_use",
     "passing": "passing request proofs code_plan seen_values softmax_bias_form softmax_row_form",

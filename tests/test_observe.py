@@ -28,7 +28,7 @@ POWER = replace(MSE, scale="power_of_two")
 
 
 def observed(*arrays) -> Statistics:
-    observer = Observer()
+    observer = Observer(clip_ratios=[QuantSpec("uint8").clip_ratio(8)])
     for array in arrays:
         observer.add(np.asarray(array, np.float32))
     return observer.result()
