@@ -162,3 +162,12 @@ def behind_affine(node: ir.Node, factor: Float64, offset: Float64) -> LinearWeig
     shift = (grouped * offset.reshape(per_input)).reshape(weights.bias.size, -1).sum(1)
     scaled = (grouped * factor.reshape(per_input)).reshape(w.shape)
     return LinearWeights(scaled, weights.bias + shift, 0)
+
+
+def output_axis(node: ir.Node, ndim: int) -> int | None:
+    """Return the axis of a linear op's weight that holds its output channels, if it has one."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if int_attribute(node, "transB", 0) else 1
+    return ndim - 1 if ndim > 1 else None

@@ -14,6 +14,8 @@ from edgeq.weight_range import choose_weight_range
 
 Float32 = NDArray[np.float32]
 
+BIAS_LIMIT = 2**30  # leaves the accumulator room for the products
+
 
 @dataclass(frozen=True, eq=False)
 class WeightCodes:

@@ -19,13 +19,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.float_weight import FloatWeight
-from edgeq.graph import Editor, constant, int_attribute, producer
+from edgeq.graph import Editor, constant, producer
+from edgeq.linear_weights import output_axis
 from edgeq.numerics.affine import QParams
 from edgeq.passing import Context, Pass, node_names
 from edgeq.qdq import Operand, operand
-from edgeq.weight_codes import encode
-
-BIAS_LIMIT = 2**30
+from edgeq.weight_codes import BIAS_LIMIT, encode
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,6 @@ class QuantizeWeights(Pass):
             _quantize(node, x, weight, editor, context)
             done += 1
         return done
-
-
-def output_axis(node: ir.Node, ndim: int) -> int | None:
-    """Return the axis of a linear op's weight that holds its output channels, if it has one."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "Gemm":
-        return 0 if int_attribute(node, "transB", 0) else 1
-    return ndim - 1 if ndim > 1 else None
 
 
 def _bias_fits(node: ir.Node, weight: NDArray[np.float32]) -> bool:
