@@ -53,7 +53,7 @@ $(VENV)/run.stamp: $(STALE)
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	$(PIP) --no-build-isolation -e '.[torch,transformers,diffusers,tvm,wasm,test]'
+	$(PIP) --no-build-isolation -e '.[torch,transformers,diffusers,tvm,wasm,cluster,test]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp

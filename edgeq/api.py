@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +40,10 @@ def compile(
     max_dim: int = MAX_DIM,
     keep_float: Sequence[str] = (),
     allow_unproven: Sequence[str] = (),
+    executor: Executor | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
+    device: str = "cpu",
     force: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
@@ -47,6 +52,9 @@ def compile(
     Arguments are the attributes of `edgeq.request.CompileRequest`. Without `output` the bundle is
     written to a new folder below the system's folder for temporary files, `edgeq-*/bundle`, which
     stays until someone removes it.
+
+    `workers` are started anew and import the caller's main module: a script that asks for them
+    keeps its own work below `if __name__ == "__main__"`.
 
     Raises:
         VerificationError: A bit differs, or a proof or a limit is missing; nothing was written
@@ -75,6 +83,10 @@ def compile(
         max_dim=max_dim,
         keep_float=tuple(keep_float),
         allow_unproven=tuple(allow_unproven),
+        executor=executor,
+        workers=workers,
+        cluster=cluster,
+        device=device,
         output=destination,
         force=force,
     )

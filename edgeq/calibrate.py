@@ -31,7 +31,7 @@ THREADS = 2
 TAPPED_BYTES = 256 * 2**20  # of one sample; beyond it values are tapped in several sweeps
 
 
-def _silent(stage: str, done: int, total: int | None) -> None:
+def silent(stage: str, done: int, total: int | None) -> None:
     """Take no notice."""
 
 
@@ -62,7 +62,7 @@ def calibrate(
     batch: int = 1,
     buckets: Buckets | None = None,
     clip_ratios: Sequence[float] = (),
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Calibration:
     """Run `model` on all samples and observe `values`.
 

@@ -37,8 +37,9 @@ class Commands(TyperGroup):
         """
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _fail("interrupted; nothing was written", 130)
+        except KeyboardInterrupt as interrupt:
+            what = next(iter(interrupt.args), "nothing was written")
+            _fail(f"interrupted; {what}", 130)
         except EdgeqError as error:
             _fail_if_stopped()
             _show_traceback(ctx)

@@ -6,6 +6,7 @@ load -> prepare (float passes) -> calibrate -> quantize (passes) -> certify -> v
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +17,20 @@ from edgeq.buckets import find_buckets
 from edgeq.bundle import check_destination, write_bundle
 from edgeq.calibrate import calibrate
 from edgeq.certify import Certificate, certify
+from edgeq.checkpoint import Checkpoint, kept_until_whole
 from edgeq.compile_report import build_manifest, build_report
 from edgeq.compiled import Checked, Compiled
 from edgeq.data import input_specs, open_samples
+from edgeq.device import check_device
 from edgeq.errors import ModelError, RecipeError, VerificationError, suggest
 from edgeq.evidence import write_evidence
 from edgeq.float_islands import float_islands
 from edgeq.graph import OPSET, clone, release_mapped
 from edgeq.measure import Device, Sweep
-from edgeq.passing import Context, PassRecord, make_pass, node_names, parse_steps, run_pipeline
+from edgeq.passing import Context, PassRecord, make_pass, parse_steps, run_pipeline
 from edgeq.recipe import Recipe, Rule, load_recipe
 from edgeq.request import CompileOutcome, CompileRequest, Progress, silent
+from edgeq.request_names import check_names
 from edgeq.roles import is_activation
 from edgeq.scores import check_evaluation, check_metric, evaluation_digest, score
 from edgeq.source import Source, read_source
@@ -36,6 +40,7 @@ from edgeq.targeting import Artifact, Target, find_target
 from edgeq.tolerance import tolerances
 from edgeq.verify import Verdict
 from edgeq.versions import versions
+from edgeq.workers import open_executor
 
 FLOAT = "ort-cpu"  # what runs the float model, whatever the target
 
@@ -69,6 +74,23 @@ def compile_model(request: CompileRequest, progress: Progress = silent) -> Compi
     """
     if request.output is not None and not request.dry_run:
         check_destination(Path(request.output), force=request.force)
+    check_device(request.device)
+    destination = None if request.dry_run else request.output
+    with (
+        kept_until_whole(destination) as checkpoint,
+        open_executor(
+            request.executor, workers=request.workers, cluster=request.cluster
+        ) as executor,
+    ):
+        return _compile(request, executor, checkpoint, progress)
+
+
+def _compile(
+    request: CompileRequest,
+    executor: Executor | None,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+) -> CompileOutcome:
     stages = Stages(progress)
     target = find_target(request.target)
     recipe = _recipe(request)
@@ -78,6 +100,7 @@ def compile_model(request: CompileRequest, progress: Progress = silent) -> Compi
     with stages("load"):
         source = read_source(request.model)
     context, records = _prepare(request, source, target, recipe, stages)
+    context.executor, context.checkpoint = executor, checkpoint
     if request.dry_run:
         return _plan(request, source, context, records)
     compiled = _quantize(request, source, target, context, records, stages)
@@ -99,7 +122,7 @@ def _prepare(
 ) -> tuple[Context, list[PassRecord]]:
     """Run the float passes; return the context with its samples and the prepared model."""
     model = source.model
-    _check_patterns(request, model)
+    check_names(request, model)
     samples = open_samples(
         request.calibration,
         inputs=input_specs(model, request.input_types, request.input_ranges, request.max_dim),
@@ -115,54 +138,13 @@ def _prepare(
         input_ranges=request.input_ranges,
         max_dim=request.max_dim,
         seed=request.seed,
+        progress=stages.progress,
+        device=request.device,
     )
     with stages("prepare"):
         records = run_pipeline(recipe.prepare, model, context, stages.progress)
     context.reference = clone(model)
     return context, records
-
-
-def _check_patterns(request: CompileRequest, model: ir.Model) -> None:
-    """Refuse names that the model does not have, and codes of what is not real."""
-    for pattern in request.keep_float:
-        rule = Rule(name=pattern)
-        if not any(rule.matches(node.op_type, node_names(node)) for node in model.graph):
-            every = [name for node in model.graph for name in node_names(node)]
-            raise ModelError(
-                f"--keep-float {pattern}: no node or value of the model has such a name"
-                f"{suggest(pattern, every)}"
-            )
-    for name, (low, high) in request.input_ranges.items():
-        option = f"--input-range {name}={low}:{high}"
-        named = {str(value.name): value for value in model.graph.inputs}
-        if name not in named:
-            raise ModelError(f"{option}: the model has {', '.join(named)}{suggest(name, [*named])}")
-        dtype = named[name].dtype
-        if low > high:
-            raise ModelError(f"{option}: the least value comes first")
-        if dtype is None or dtype.numpy().kind not in "iu":
-            raise ModelError(
-                f"{option}: {name} is {dtype}; only an integer takes the values of a range one by"
-                " one. Export the model with an integer input (int64 timesteps)"
-            )
-    for option, names, values in (
-        ("--input-type", request.input_types, model.graph.inputs),
-        ("--output-type", request.output_types, model.graph.outputs),
-    ):
-        known = {str(value.name): value for value in values}
-        for name, kind in names.items():
-            if name not in known:
-                raise ModelError(f"{option} {name}: the model has {', '.join(known)}")
-            if kind not in ("float32", "uint8"):
-                raise ModelError(f"{option} {name}={kind}: write uint8 or float32")
-            value, real = known[name], ir.DataType.FLOAT
-            if kind == "uint8" and value.dtype not in (real, None):
-                raise ModelError(f"{option} {name}={kind}: {name} is {value.dtype}, not real")
-            if kind == "uint8" and value.is_graph_input() and value.is_graph_output():
-                raise ModelError(
-                    f"{option} {name}={kind}: {name} is an input and an output of the model, and"
-                    " passes through as it is; leave it float32, or remove it from the outputs"
-                )
 
 
 def _plan(

@@ -9,12 +9,14 @@ import dataclasses
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from edgeq import by_name
-from edgeq.calibrate import Calibration, Samples
+from edgeq.calibrate import Calibration, Progress, Samples, silent
+from edgeq.checkpoint import Checkpoint
 from edgeq.errors import EdgeqError, PassError, RecipeError, suggest
 from edgeq.float_weight import FloatWeight
 from edgeq.graph import remove_dead
@@ -49,6 +51,10 @@ class Context:
         seed: The only source of randomness.
         notes: What a pass wants the report to say, as (pass or subject, text).
         softmax_rows: How the softmax of each attention was corrected.
+        executor: What computes the tasks of `run_tasks`; None: this process.
+        checkpoint: Where finished tasks are kept; None: nowhere.
+        progress: Told how far a long pass is.
+        device: What torch computes on: `cpu` or `cuda`.
         float_weights: What the codes of weights were rounded from, by initializer name.
     """
 
@@ -66,6 +72,10 @@ class Context:
     seed: int = 0
     notes: list[tuple[str, str]] = field(default_factory=list)
     softmax_rows: list[SoftmaxRow] = field(default_factory=list)
+    executor: Executor | None = None
+    checkpoint: Checkpoint | None = None
+    progress: Progress = silent
+    device: str = "cpu"
     float_weights: dict[str, FloatWeight] = field(default_factory=dict)
 
     def keep_float(self, node: ir.Node) -> bool:

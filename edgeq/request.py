@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -53,6 +54,10 @@ class CompileRequest:
         max_dim: The most that a dimension which the model leaves open can be at run time.
         keep_float: Patterns over node names whose nodes stay float32.
         allow_unproven: Patterns over node names that need no proof.
+        executor: What computes independent tasks; None: `workers` or `cluster` say it.
+        workers: Processes on this machine that share them; 1: this process alone.
+        cluster: Address of a dask.distributed scheduler whose workers share them.
+        device: What torch computes on: `cpu` or `cuda`.
         output: The bundle's folder; None only with `dry_run`.
         force: Replace a bundle that is there.
         dry_run: Say what would be done, and write nothing.
@@ -75,6 +80,10 @@ class CompileRequest:
     max_dim: int = MAX_DIM
     keep_float: tuple[str, ...] = ()
     allow_unproven: tuple[str, ...] = ()
+    executor: Executor | None = None
+    workers: int = 1
+    cluster: str | None = None
+    device: str = "cpu"
     output: Path | None = None
     force: bool = False
     dry_run: bool = False

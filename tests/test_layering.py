@@ -41,16 +41,17 @@ LAYERS = {
     "in and out": "runtime npz feeds spool user_code data metrics language load export source"
     " model_file observe"
     " histogram buckets clip_ratio statistics clipping entropy weight_range weight_codes"
-    " float_weight calibrate seen_inputs",
+    " float_weight calibrate seen_inputs checkpoint device",
     "targeting": "by_name targeting memory_use",
-    "passing": "passing request proofs code_plan seen_values softmax_bias_form softmax_row_form",
+    "passing": "passing tasks request request_names"
+    " proofs code_plan seen_values softmax_bias_form softmax_row_form",
     "tvm": "tvm tvm.*",
     "passes!": "passes passes.* targets targets.*",
     "verify": "certify tolerance verify float_proofs fused_proofs integer_proofs"
     " rounded_exponentials rules lint float_checks fusion_checks linear_checks",
     "bundle": "manifest golden report read_report trajectory_chart bundle evidence",
     "compile": "compile compile_report compiled compare inspect measure scores opening"
-    " stimulus_feeds float_islands",
+    " stimulus_feeds float_islands cluster workers",
     "interface": "api bundle_check",
     "diffusion": "diffusion diffusion.*",
     "commands": "commands commands.* cli __main__",
@@ -58,7 +59,8 @@ LAYERS = {
 
 # Libraries that are slow to import, or an extra: the modules that may import them.
 OWNERS = {
-    "torch": {"edgeq.export", "edgeq.diffusion.schedulers"},
+    "torch": {"edgeq.device", "edgeq.export", "edgeq.diffusion.schedulers"},
+    "distributed": {"edgeq.cluster"},
     "diffusers": {"edgeq.diffusion.schedulers"},
     "PIL": {"edgeq.diffusion.image_grid"},
     "onnxscript": {"edgeq.export"},

@@ -66,6 +66,16 @@ def command(
         list[str] | None,
         typer.Option("--allow-unproven", metavar="PATTERN", help="Nodes that need no proof."),
     ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=1, help="Processes that share the work.")
+    ] = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", metavar="ADDRESS", help="A dask scheduler that shares it out."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="What torch computes on: cpu or cuda.")
+    ] = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
@@ -97,6 +107,9 @@ def command(
         max_dim=max_dim,
         keep_float=tuple(keep_float or ()),
         allow_unproven=tuple(allow_unproven or ()),
+        workers=workers,
+        cluster=cluster,
+        device=device,
         output=output,
         force=force,
         dry_run=dry_run,
