@@ -22,7 +22,8 @@ from edgeq.float_weight import FloatWeight
 from edgeq.graph import remove_dead
 from edgeq.longest import MAX_DIM
 from edgeq.numerics.affine import QParams
-from edgeq.recipe import Recipe
+from edgeq.places import places_of_node
+from edgeq.recipe import QuantSpec, Recipe
 from edgeq.softmax_bias import SoftmaxRow
 from edgeq.steps import Step as Step
 from edgeq.steps import format_steps as format_steps
@@ -80,7 +81,12 @@ class Context:
 
     def keep_float(self, node: ir.Node) -> bool:
         """Whether the recipe leaves `node` in float32."""
-        return self.recipe.keep_float(node.op_type, node_names(node))
+        return self.recipe.keep_float(node.op_type, node_names(node), places_of_node(node))
+
+    def weight_spec(self, node: ir.Node) -> QuantSpec:
+        """Return how the weight of `node` is to be quantized."""
+        names, places = node_names(node), places_of_node(node)
+        return self.recipe.spec("weight", node.op_type, names, places)
 
 
 def node_names(node: ir.Node) -> list[str]:

@@ -15,6 +15,7 @@ qtype = "uint16"              # [activation], with these fields changed
 [[rule]]                      # in order; the last match wins, field by field
 op_type = "Softmax"
 name = "head/*"
+place = "last"                # or "first": those linear ops, and what they read
 keep_float = true
 [rule.activation]
 observer = "minmax"
@@ -28,7 +29,7 @@ Keys that are not known are refused, with the closest known one as a suggestion.
 import dataclasses
 import importlib.resources
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -47,6 +48,7 @@ SCHEMA_VERSION = 1
 OBSERVERS = ("minmax", "moving_average", "percentile", "clip_ratio", "entropy", "mse")
 GRANULARITIES = ("per_tensor", "per_channel")
 SCALE_KINDS = ("float", "power_of_two")
+PLACES = ("first", "last")
 FLOAT4_NAMES = ("float4", *FLOAT4)
 
 
@@ -94,6 +96,7 @@ class Rule:
     Attributes:
         op_type: Glob over op types.
         name: Glob over node names and over the names of their outputs.
+        place: `first` or `last`: those linear ops, and what they read; empty for any.
         keep_float: Leave the node in float32.
         activation: Fields of the activation spec to change, as (name, value) pairs.
         weight: Fields of the weight spec to change.
@@ -101,12 +104,15 @@ class Rule:
 
     op_type: str = "*"
     name: str = "*"
+    place: str = ""
     keep_float: bool | None = None
     activation: tuple[tuple[str, Any], ...] = ()
     weight: tuple[tuple[str, Any], ...] = ()
 
-    def matches(self, op_type: str, names: Sequence[str]) -> bool:
-        """Whether the rule applies to a node of `op_type` known by any of `names`."""
+    def matches(self, op_type: str, names: Sequence[str], places: Collection[str] = ()) -> bool:
+        """Whether the rule applies to a node of `op_type` known by any of `names`, at `places`."""
+        if self.place and self.place not in places:
+            return False
         return fnmatchcase(op_type, self.op_type) and any(
             fnmatchcase(name, self.name) for name in names
         )
@@ -136,22 +142,24 @@ class Recipe:
     quantize: str
     rules: tuple[Rule, ...] = field(default=())
 
-    def keep_float(self, op_type: str, names: Sequence[str]) -> bool:
+    def keep_float(self, op_type: str, names: Sequence[str], places: Collection[str] = ()) -> bool:
         """Whether a node stays in float32: the last matching rule that says so wins."""
         keep = False
         for rule in self.rules:
-            if rule.keep_float is not None and rule.matches(op_type, names):
+            if rule.keep_float is not None and rule.matches(op_type, names, places):
                 keep = rule.keep_float
         return keep
 
-    def spec(self, role: str, op_type: str, names: Sequence[str]) -> QuantSpec:
+    def spec(
+        self, role: str, op_type: str, names: Sequence[str], places: Collection[str] = ()
+    ) -> QuantSpec:
         """Return the spec of a node's `activation`, `residual` or `weight`, rules applied.
 
         The rules for activations hold for residuals too, but for their format.
         """
         spec: QuantSpec = getattr(self, role)
         for rule in self.rules:
-            if rule.matches(op_type, names):
+            if rule.matches(op_type, names, places):
                 changes = dict(rule.weight if role == "weight" else rule.activation)
                 if role == "residual":
                     changes.pop("qtype", None)
@@ -319,11 +327,22 @@ def _spec(table: dict[str, Any], title: str, where: str) -> dict[str, Any]:
 def _rule(table: object, title: str) -> Rule:
     if not isinstance(table, dict):
         raise RecipeError(f"recipe {title}: write rules as [[rule]] tables")
-    kinds = {"op_type": str, "name": str, "keep_float": bool, "activation": dict, "weight": dict}
+    kinds = {
+        "op_type": str,
+        "name": str,
+        "place": str,
+        "keep_float": bool,
+        "activation": dict,
+        "weight": dict,
+    }
     _refuse_unknown(table, list(kinds), title, "rule.")
     for key, value in table.items():
         if not isinstance(value, kinds[key]):
             raise RecipeError(f"recipe {title}: rule.{key} = {value!r} has the wrong type")
+    if table.get("place", "first") not in PLACES:
+        raise RecipeError(
+            f"recipe {title}: rule.place = {table['place']!r}; one of {', '.join(PLACES)}"
+        )
     roles = {
         role: tuple(sorted(_spec(dict(table.get(role, {})), title, f"rule.{role}.").items()))
         for role in ("activation", "weight")

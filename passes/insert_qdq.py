@@ -17,6 +17,11 @@ before:  y = Gemm(x, w)
 after:   x_q = QuantizeLinear(x, s, z)                                              uint16
          x_q8 = QuantizeLinear(DequantizeLinear(x_q, s, z), s8, z8)                 uint8
          y = Gemm(DequantizeLinear(x_q8, s8, z8), w)
+
+Codes of fewer than 8 bits lie in uint8 or int8 tensors, and a Clip holds them within their range:
+
+after:   x_q = QuantizeLinear(x, s, z)                                              uint8
+         x_q_clip = Clip(x_q, 0, 63)                                                uint6 in uint8
 """
 
 from dataclasses import dataclass
@@ -60,6 +65,7 @@ class _Writer:
         self.context = context
         self.codes: dict[ir.Value, tuple[ir.Value, QParams]] = {}
         self.parameters: dict[bytes, tuple[ir.Value, ir.Value]] = {}
+        self.limits: dict[str, list[ir.Value]] = {}
 
     def on_codes(self, node: ir.Node) -> bool:
         """Whether `node` moves codes: its data are codes, and its result has decided parameters."""
@@ -100,12 +106,27 @@ class _Writer:
             dtype=ir.DataType.from_numpy(qparams.qtype.dtype),
             shape=value.shape,
         )
-        codes.metadata_props[REAL_NAME] = name
+        made = [codes, *self._clipped(codes, qparams)]
+        made[-1].metadata_props[REAL_NAME] = name
         if value.producer() is None:
-            self.editor.insert_first([codes])
+            self.editor.insert_first(made)
         else:
-            self.editor.insert_after(producer(value), [codes])
-        self.codes[value] = (codes, qparams)
+            self.editor.insert_after(producer(value), made)
+        self.codes[value] = (made[-1], qparams)
+
+    def _clipped(self, codes: ir.Value, qparams: QParams) -> list[ir.Value]:
+        """Return the codes within the range of their format, where tensors hold more."""
+        qtype = qparams.qtype
+        if qtype.bits == qtype.storage.bits:
+            return []
+        if qtype.name not in self.limits:
+            self.limits[qtype.name] = [
+                self.editor.initializer(f"{qtype.name}_{name}", np.array(limit, qtype.dtype))
+                for name, limit in (("min", qtype.qmin), ("max", qtype.qmax))
+            ]
+        inputs = [codes, *self.limits[qtype.name]]
+        name = f"{codes.name}_clip"
+        return [self.editor.node("Clip", inputs, name, dtype=codes.dtype, shape=codes.shape)]
 
     def move(self, node: ir.Node) -> None:
         """Let a movement op read and make codes."""
@@ -142,7 +163,7 @@ class _Writer:
         for value, (codes, qparams) in self.codes.items():
             copies: list[ir.Value] = []
             for reader in consumers(value):
-                if reader.op_type == "QuantizeLinear" and reader.outputs[0] is codes:
+                if reader.op_type == "QuantizeLinear" and _makes(reader, codes):
                     continue
                 if value is codes and _reads_codes(reader):
                     continue
@@ -182,12 +203,12 @@ class _Writer:
                 dtype=ir.DataType.from_numpy(narrow.qtype.dtype),
                 shape=value.shape,
             )
-            source = codes.producer()
+            source, made = codes.producer(), [real, copy, *self._clipped(copy, narrow)]
             if source is None:
-                self.editor.insert_first([real, copy])
+                self.editor.insert_first(made)
             else:
-                self.editor.insert_after(source, [real, copy])
-            copies.append(copy)
+                self.editor.insert_after(source, made)
+            copies.append(made[-1])
         return self._dequantize(value, copies[0], narrow)
 
     def _dequantize_output(self, value: ir.Value, codes: ir.Value, qparams: QParams) -> None:
@@ -214,3 +235,9 @@ def _code_type(qparams: QParams) -> ir.TensorType:
 
 def _reads_codes(node: ir.Node) -> bool:
     return moves_codes(node) and node.outputs[0].dtype != ir.DataType.FLOAT
+def _makes(node: ir.Node, codes: ir.Value) -> bool:
+    """Whether the QuantizeLinear `node` makes the codes, clipped or not."""
+    clip = codes.producer()
+    return codes in node.outputs or (clip is not None and clip.inputs[0] in node.outputs)
+
+

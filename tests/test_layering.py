@@ -45,6 +45,7 @@ LAYERS = {
     "targeting": "by_name targeting memory_use",
     "passing": "passing tasks request request_names"
     " proofs code_plan seen_values softmax_bias_form softmax_row_form",
+    "learning": "learning learning.*",
     "tvm": "tvm tvm.*",
     "passes!": "passes passes.* targets targets.*",
     "verify": "certify tolerance verify float_proofs fused_proofs integer_proofs"
@@ -59,7 +60,7 @@ LAYERS = {
 
 # Libraries that are slow to import, or an extra: the modules that may import them.
 OWNERS = {
-    "torch": {"edgeq.device", "edgeq.export", "edgeq.diffusion.schedulers"},
+    "torch": {"edgeq.device", "edgeq.export", "edgeq.learning.*", "edgeq.diffusion.schedulers"},
     "distributed": {"edgeq.cluster"},
     "diffusers": {"edgeq.diffusion.schedulers"},
     "PIL": {"edgeq.diffusion.image_grid"},

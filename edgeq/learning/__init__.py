@@ -1,0 +1,1 @@
+"""Learning the parameters of quantized models: needs torch (`pip install edgeq[torch]`)."""
