@@ -164,7 +164,6 @@ def _plan(
         versions=versions(),
         plan=tuple(lines),
     )
-            clip_ratios=context.recipe.clip_ratios(),
 
 
 def _quantize(
@@ -183,6 +182,7 @@ def _quantize(
             context.samples,
             activations(reference),
             buckets=find_buckets(input_specs(reference, input_ranges=request.input_ranges)),
+            clip_ratios=context.recipe.clip_ratios(),
             progress=stages.progress,
         )
     with stages("quantize"):

@@ -150,6 +150,31 @@ def quantize_node(node: ir.Node) -> Result | None:
     return None if qparams is None else Result(qparams, node)
 
 
+@dataclass(frozen=True, eq=False)
+class LimitedCodes:
+    """The Clip that alone reads some codes, and its limits."""
+
+    node: ir.Node
+    low: int
+    high: int
+
+    @property
+    def codes(self) -> ir.Value:
+        """The codes within the limits."""
+        return self.node.outputs[0]
+
+
+def limited_codes(codes: ir.Value) -> LimitedCodes | None:
+    """Return the Clip with constant limits that alone reads `codes`; None if there is none."""
+    node = sole_consumer(codes)
+    if node is None or node.op_type != "Clip" or node.domain or len(node.inputs) != 3:
+        return None
+    low, high = (constant(value) for value in node.inputs[1:])
+    if low is None or high is None:
+        return None
+    return LimitedCodes(node, int(low.reshape(())), int(high.reshape(())))
+
+
 def quantized_tensors(model: ir.Model) -> list[str]:
     """Return the names of the values of `model` that are codes, constants left out, in order."""
     return [

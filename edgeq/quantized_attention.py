@@ -23,7 +23,7 @@ from edgeq.graph import consumers, int_attribute
 from edgeq.qdq import REAL_NAME, LinearGroup, linear_group
 from edgeq.roles import LINEAR
 from edgeq.softmax_bias import Observed, softmax
-from edgeq.softmax_form import DISTANCE, HIGHEST_TERM, TERMS, TOTAL, UNIT
+from edgeq.softmax_form import DISTANCE, HIGHEST_CODE, HIGHEST_TERM, TERMS, TOTAL, UNIT
 
 Values = Mapping[str, NDArray[Any]]
 _ELEMENTS = 2**22  # of the probabilities that one sample shows: of more, rows are left out
@@ -59,6 +59,7 @@ class QuantizedAttention:
         terms: What the probabilities are in proportion to, integers held in float32.
         total: Their sum in each row.
         highest: The largest term: that of the largest of a row.
+        highest_code: The largest code that there may be.
         heads: The size of the axis in front of rows and keys; 1 where it is not known.
         masks: What hides elements.
     """
@@ -70,6 +71,7 @@ class QuantizedAttention:
     terms: ir.Value
     total: ir.Value
     highest: int
+    highest_code: int
     heads: int
     masks: tuple[Mask, ...]
 
@@ -83,7 +85,7 @@ class QuantizedAttention:
     @property
     def row_unit(self) -> np.float32:
         """The terms that one code stands for, where codes count in parts of a row's largest."""
-        return np.float32(self.highest / 255)
+        return np.float32(self.highest / self.highest_code)
 
     @property
     def taps(self) -> list[str]:
@@ -157,6 +159,7 @@ def find_quantized_attentions(model: ir.Model, reference: ir.Model) -> list[Quan
                 terms,
                 total,
                 int(p.metadata_props[HIGHEST_TERM]),
+                int(p.metadata_props.get(HIGHEST_CODE, 255)),
                 heads,
                 masks,
             )

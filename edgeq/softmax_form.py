@@ -35,6 +35,7 @@ from edgeq.row_sums import row_sums
 # Metadata of the codes of probabilities: the names of the values that they are made from.
 DISTANCE, UNIT = "edgeq.distance", "edgeq.unit"  # to the largest of a row; what 1 stands for
 TERMS, TOTAL, HIGHEST_TERM = "edgeq.terms", "edgeq.total", "edgeq.highest_term"
+HIGHEST_CODE = "edgeq.highest_code"
 EXACT_BITS = 24
 LONGEST = 2**16  # elements of a row: of longer ones, terms would have fewer than 8 bits
 # Distances and the largest term in front of 8-bit codes: larger terms would need coarser steps, and

@@ -1,7 +1,8 @@
 """Give each row of a quantized softmax a scale of its own; divide by its sum behind the product.
 
 before:  p   = QuantizeLinear(e / sum(e), sp, 0);  y = MatMul(p, v)
-after:   c   = QuantizeLinear(e, highest / 255, 0)                 the row's largest is 255
+after:   c   = QuantizeLinear(e, highest / 255, 0)                 the row's largest is 255,
+                                                                   or 63 where codes have 6 bits
          acc = Cast(MatMulInteger(c, v, 0, zv))                                       float32
          y   = QuantizeLinear(acc / sum(e), float32(sy / (sv * highest / 255)), zy)
 

@@ -26,6 +26,7 @@ from edgeq.numerics.qtype import FORMATS
 from edgeq.numerics.scale import choose_qparams
 from edgeq.observe import choose_range
 from edgeq.passing import Context, Pass, node_names
+from edgeq.places import places_of_value
 from edgeq.recipe import QuantSpec
 from edgeq.roles import CLIPS
 
@@ -82,4 +83,5 @@ def _spec(value: ir.Value, role: str, context: Context) -> QuantSpec:
             residual = role == "residual"
             return context.recipe.residual if residual else context.recipe.activation
         node = readers[0]
-    return context.recipe.spec(role, node.op_type, node_names(node))
+    places = places_of_value(value)
+    return context.recipe.spec(role, node.op_type, node_names(node), places)

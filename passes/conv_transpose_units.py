@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgeq.graph import Editor, constant, int_attribute, producer, replace_uses, take_output
 from edgeq.numerics.requantize import multiplier
-from edgeq.passing import Context, Pass, node_names
+from edgeq.passing import Context, Pass
 from edgeq.qdq import Operand, operand, result
 from edgeq.weight_codes import WeightCodes, encode
 
@@ -60,7 +60,7 @@ def _encoded(
     group = int_attribute(node, "group", 1)
     split = weight.reshape(group, -1, *weight.shape[1:])  # [group, in / group, out / group, ...]
     rows = split.swapaxes(1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
-    spec = context.recipe.spec("weight", node.op_type, node_names(node))
+    spec = context.weight_spec(node)
     return encode(
         rows,
         constant(node.inputs[2]) if len(node.inputs) > 2 else None,

@@ -27,9 +27,9 @@ from edgeq.attention import Attention, find_attentions
 from edgeq.errors import ModelError
 from edgeq.graph import Editor, int_attribute, remove_dead, replace_uses, take_output
 from edgeq.passing import Context, Pass
-from edgeq.qdq import operand, result
+from edgeq.qdq import LimitedCodes, Result, limited_codes, operand, result
 from edgeq.scores_form import LOWEST, ScoresWriter, coded_operands, may_be_empty, score_unit
-from edgeq.softmax_form import LONGEST, Constants, Rows, SoftmaxWriter
+from edgeq.softmax_form import HIGHEST_CODE, LONGEST, Constants, Rows, SoftmaxWriter
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,25 @@ class _Rewriter:
             terms = write.of_codes(x)
         else:
             terms = write.of_reals(write.units(x), float(x.qparams.scale), fine=fine)
+        limits = None if y is None else limited_codes(y.codes)
         if y is not None:
             output, found = y.codes, write.codes(terms, y)
         elif node.op_type == "LogSoftmax":
             found = write.log_shares(terms)
         else:
             found = write.shares(terms)
+        if limits is not None:
+            found.metadata_props[HIGHEST_CODE] = str(limits.high)
+        if y is not None and limits is not None and _are_idle(limits, y):
+            output = limits.codes
         self._editor.insert_before(node, [*self._scores.made, *write.made])
         self._scores.made.clear()
         replace_uses(output, found)
         found.metadata_props.update(output.metadata_props)
         take_output(output, found)
+        if limits is not None and output is not limits.codes:
+            limits.codes.metadata_props.update(found.metadata_props)
+            found.metadata_props.clear()
 
     def _longest(self, node: ir.Node) -> int:
         value, axis = node.inputs[0], int_attribute(node, "axis", -1)
@@ -106,3 +114,12 @@ class _Rewriter:
                 f" are summed exactly. Leave it in float with --keep-float '{node.name}'"
             )
         return longest
+
+
+def _are_idle(limits: LimitedCodes, y: Result) -> bool:
+    """Whether the codes of probabilities, 1 at most, are within the limits anyway."""
+    if y.qparams.axis is not None or limits.low > int(y.qparams.zero_point):
+        return False
+    # The scale of a row is rounded once, and so is the share of its largest element.
+    highest = (1 + 2.0**-20) / float(y.qparams.scale) + float(y.qparams.zero_point)
+    return highest < limits.high + 0.5

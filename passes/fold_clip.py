@@ -6,7 +6,8 @@ after:   q = QuantizeLinear(Conv(x, w), s, z)                          if the li
 
 Quantizing is monotonic, so `Q(clip(v, a, b)) == clip(Q(v), Q(a), Q(b))` for every v: this is exact
 for any scale. With it the linear op in front stays next to its QuantizeLinear and is fused. A limit
-is idle when its code is the end of the range: every value beyond it saturates to the same code.
+is idle when its code is the end of the range: every value beyond it saturates to the same code. A
+Clip that stands behind the QuantizeLinear already, as for codes of 6 bits, takes the limits over.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import onnx_ir as ir
 from edgeq.graph import Editor, constant, sole_consumer, take_output
 from edgeq.numerics.affine import QParams
 from edgeq.passing import Context, Pass
-from edgeq.qdq import REAL_NAME, quantize_node
+from edgeq.qdq import REAL_NAME, limited_codes, quantize_node
 from edgeq.roles import CLIPS
 
 
@@ -71,10 +72,17 @@ def _limits(node: ir.Node) -> tuple[float, float] | None:
 def _clip_codes(graph: ir.Graph, node: ir.Node, qparams: QParams, low: int, high: int) -> None:
     editor = Editor(graph)
     codes = node.outputs[0]
+    behind = limited_codes(codes)
+    if behind is not None:
+        low, high = (min(max(limit, behind.low), behind.high) for limit in (low, high))
     bounds = [
         editor.initializer(f"{codes.name}_{name}", np.array(limit, qparams.qtype.dtype))
         for name, limit in (("min", low), ("max", high))
     ]
+    if behind is not None:
+        for index, bound in enumerate(bounds, 1):
+            behind.node.replace_input_with(index, bound)
+        return
     readers = list(codes.uses())
     clipped = editor.node(
         "Clip", [codes, *bounds], f"{codes.name}_clip", dtype=codes.dtype, shape=codes.shape

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeq.code_plan import is_embedding
 from edgeq.graph import Editor, constant, int_attribute, replace_uses, take_output
-from edgeq.passing import Context, Pass, node_names
+from edgeq.passing import Context, Pass
 from edgeq.qdq import Operand, operand
 from edgeq.weight_codes import encode_rows
 
@@ -74,7 +74,7 @@ def _codes(
     if found is not None:
         scales, codes = found.qparams.scale, found.codes
     else:
-        spec = context.recipe.spec("weight", node.op_type, node_names(node))
+        spec = context.weight_spec(node)
         limit = min(spec.limit, context.capabilities.weight_max)
         rows, parameters = encode_rows(array, spec, limit)
         scales, codes = parameters.scale, editor.initializer(f"{name}_q", rows)

@@ -22,7 +22,7 @@ from edgeq.float_weight import FloatWeight
 from edgeq.graph import Editor, constant, producer
 from edgeq.linear_weights import output_axis
 from edgeq.numerics.affine import QParams
-from edgeq.passing import Context, Pass, node_names
+from edgeq.passing import Context, Pass
 from edgeq.qdq import Operand, operand
 from edgeq.weight_codes import BIAS_LIMIT, encode
 
@@ -64,11 +64,11 @@ def _bias_fits(node: ir.Node, weight: NDArray[np.float32]) -> bool:
 def _quantize(
     node: ir.Node, x: Operand, weight: NDArray[np.float32], editor: Editor, context: Context
 ) -> None:
-    spec = context.recipe.spec("weight", node.op_type, node_names(node))
+    spec = context.weight_spec(node)
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     limit = min(spec.limit, context.capabilities.weight_max)
     made = encode(
-        weight,
+        weight if shift is None else np.ldexp(weight, -shift),
         bias,
         x.qparams,
         spec,

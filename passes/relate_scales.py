@@ -57,10 +57,10 @@ class _Groups:
         self.members: dict[int, list[str]] = {}
         for name, qparams in context.qparams.items():
             self.members.setdefault(id(qparams), []).append(name)
-        self.members = {  # fused kernels take 8 bits
+        self.members = {  # fused kernels take 8 bits; fewer lie in 8
             key: names
             for key, names in self.members.items()
-            if context.qparams[names[0]].qtype.bits == 8
+            if context.qparams[names[0]].qtype.bits <= 8
         }
         self.leader = {name: names[0] for names in self.members.values() for name in names}
         self.names = {names[0]: names for names in self.members.values()}

@@ -27,7 +27,7 @@ from edgeq.look_up import look_up
 from edgeq.numerics.qtype import QType
 from edgeq.passing import Context, Pass
 from edgeq.proofs import certify_unary
-from edgeq.qdq import Operand, Result, operand, result
+from edgeq.qdq import Operand, Result, limited_codes, operand, result
 from edgeq.unary_regions import UnaryRegion, unary_regions
 
 # `python -m benchmarks.exact_forms`: DequantizeLinear - function - QuantizeLinear against a table.
@@ -98,6 +98,9 @@ def _replace(region: UnaryRegion, x: Operand, y: Result | None, editor: Editor) 
     table, output = _reals(region, x), region.output
     if y is not None:
         table, output = y.qparams.quantize(table), y.codes
+        limits = limited_codes(output)
+        if limits is not None:
+            table, output = table.clip(limits.low, limits.high), limits.codes
     moved = _move_codes(region, x.codes, editor)
     codes = moved[-1] if moved else x.codes
     looked_up = look_up(editor, codes, editor.initializer(f"{name}_table", table), f"{name}_out")

@@ -35,7 +35,7 @@ from edgeq.certify import certify
 from edgeq.graph import check, to_bytes, to_text
 from edgeq.longest import MAX_DIM
 from edgeq.numerics.affine import QParams
-from edgeq.numerics.qtype import QTYPES
+from edgeq.numerics.qtype import FORMATS
 from edgeq.onnx_api import infer_shapes
 from edgeq.passing import Context, Step, format_steps, pass_names, run_pipeline
 from edgeq.qdq import quantized_tensors
@@ -98,7 +98,7 @@ class Case:
             name, _, numbers = text.partition("=")
             qtype, scale, zero_point = numbers.split(",")
             qparams[name] = QParams(
-                QTYPES[qtype], np.array(scale, np.float32), np.array(zero_point, np.int32)
+                FORMATS[qtype], np.array(scale, np.float32), np.array(zero_point, np.int32)
             )
         return Context(
             recipe=recipe,

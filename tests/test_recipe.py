@@ -50,6 +50,7 @@ def test_a_recipe_of_ones_own(tmp_path):
         ("rule", "[{op_tipe = 'Conv'}]", "unknown key 'rule.op_tipe' .did you mean 'op_type'"),
         ("rule", "[{op_type = 3}]", "rule.op_type = 3 has the wrong type"),
         ("rule", "[{keep_float = 'yes'}]", "rule.keep_float = 'yes' has the wrong type"),
+        ("rule", "[{place = 'middle'}]", "rule.place = 'middle'; one of first, last"),
         ("rule", "[{weight = 3}]", "rule.weight = 3 has the wrong type"),
         ("passes", "3", "passes must be a table"),
         ("passes.equalize", "3", "equalize must be a table"),
@@ -64,3 +65,10 @@ def test_what_is_refused(name, key, value, message):
     load_recipe(name, {})
     with pytest.raises(RecipeError, match=f"{name}: {message}|pipeline: {message}"):
         load_recipe(name, {key: value})
+
+
+@pytest.mark.parametrize("role", ["activation", "residual"])
+def test_only_weights_are_4_bit_floats(role):
+    assert load_recipe("int8", {"weight.qtype": "float4"}).weight.qtype == "float4"
+    with pytest.raises(RecipeError, match=f"{role}.qtype: only weights can be 4-bit floats"):
+        load_recipe("int8", {f"{role}.qtype": "float4e2m1"})

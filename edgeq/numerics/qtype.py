@@ -46,6 +46,15 @@ class QType:
         """Whether negative codes exist."""
         return self.qmin < 0
 
+    @property
+    def storage(self) -> "QType":
+        """The format of the tensors that hold the codes: uint8 for uint6.
+
+        >>> FORMATS["uint6"].storage.name, UINT8.storage.name, FORMATS["float4e2m1"].storage.name
+        ('uint8', 'uint8', 'int8')
+        """
+        return QTYPES[self.dtype.name]
+
     def within(self, limit: int) -> tuple[int, int]:
         """Return the smallest and the largest code whose magnitude is at most `limit`.
 

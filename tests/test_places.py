@@ -1,0 +1,61 @@
+"""First and last linear ops: which they are, and what a rule of a recipe makes of them."""
+
+import numpy as np
+import pytest
+
+from edgeq.numerics.qtype import FORMATS
+from edgeq.passing import run_pipeline
+from edgeq.places import places_of_node, places_of_value
+from edgeq.qdq import operand
+from edgeq.recipe import Rule, load_recipe
+from tests.test_decisions import context_of, parse
+
+NET = """
+g (float[N,2,4,4] x) => (float[N,3] y)
+<float[2,2,1,1] w1 = {1, 2, 3, 4}, float[2,2,1,1] w2 = {1, -2, 3, -4},
+ float[2,2,1,1] w3 = {1, 1, 2, 1}, float[2,3] w4 = {1, 2, 3, -1, -2, -3}, int64[2] s = {-1, 2}> {
+  t = Transpose <perm = [0, 1, 3, 2]> (x)
+  a = Conv (t, w1)
+  b = Relu (a)
+  c = Conv (b, w2)
+  d = Conv (x, w3)
+  e = Add (c, d)
+  f = GlobalAveragePool (e)
+  h = Reshape (f, s)
+  y = Gemm (h, w4)
+}
+"""
+
+
+def test_places():
+    model = parse(NET)
+    nodes = {node.outputs[0].name: places_of_node(node) for node in model.graph}
+    ends = {"a": {"first"}, "d": {"first"}, "y": {"last"}}
+    assert nodes == {name: ends.get(name, set()) for name in "tabcdefhy"}
+    values = {v.name: places_of_value(v) for node in model.graph for v in node.outputs}
+    last = {name: {"last"} for name in "cdefhy"}
+    assert values == {"t": {"first"}, "a": set(), "b": set()} | last
+    assert places_of_value(model.graph.inputs[0]) == {"first"}
+
+
+def test_one_layer_is_first_and_last():
+    model = parse("g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {1, 2}> { y = Gemm (x, w) }")
+    (node,) = model.graph
+    assert places_of_node(node) == places_of_value(model.graph.inputs[0]) == {"first", "last"}
+
+
+@pytest.mark.parametrize("weight", ["int4", "float4e2m1"])
+def test_a_rule_of_a_place(weight):
+    recipe = load_recipe("int8", {"weight.qtype": weight, "activation.qtype": "uint6"})
+    eight = {"activation": (("qtype", "uint8"),), "weight": (("qtype", "int8"),)}
+    recipe = recipe.with_rules([Rule(place=place, **eight) for place in ("first", "last")])
+    model = parse(NET)
+    context = context_of(model, recipe=recipe)
+    run_pipeline("choose-qparams, insert-qdq, fold-clip, quantize-weights", model, context)
+    formats = {name: qparams.qtype.name for name, qparams in context.qparams.items()}
+    assert {name for name, qtype in formats.items() if qtype == "uint6"} == {"b"}
+    linear = {n.outputs[0].name: n for n in model.graph if n.op_type in ("Conv", "Gemm")}
+    codes = {name: operand(node.inputs[1]).codes for name, node in linear.items()}
+    assert {value.dtype.numpy() for value in codes.values()} == {np.dtype(np.int8)}
+    made = {name: context.float_weights[value.name].qtype for name, value in codes.items()}
+    assert made == {name: FORMATS[weight if name == "c" else "int8"] for name in "acdy"}
