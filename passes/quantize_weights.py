@@ -68,7 +68,7 @@ def _quantize(
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     limit = min(spec.limit, context.capabilities.weight_max)
     made = encode(
-        weight if shift is None else np.ldexp(weight, -shift),
+        weight,
         bias,
         x.qparams,
         spec,
