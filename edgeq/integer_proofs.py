@@ -1,24 +1,20 @@
 """Why an integer linear op is exact: its accumulator cannot leave int32.
 
-`|acc| <= sum |w - zw| * max |x - zx| + |bias|`, per output channel. Requantization is one float32
-multiplication of the accumulator, rounded to float32 first: any scale is portable.
+Its bound is that of `edgeq.accumulators`. Requantization is one float32 multiplication of the
+accumulator, rounded to float32 first: any scale is portable.
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from edgeq.accumulators import PROMISED_BITS, accumulator_bound, common_length
 from edgeq.exactness import DETERMINED, UNPROVEN, Grid, multiply, sum_of
 from edgeq.float_proofs import Reason
 from edgeq.float_sums import NO_LENGTH
-from edgeq.graph import constant, int_attribute
-from edgeq.longest import longest
-from edgeq.numerics.affine import QParams
-from edgeq.numerics.magnitudes import magnitude_sums
-from edgeq.qdq import LinearGroup, Operand, limit_behind
+from edgeq.graph import constant
+from edgeq.qdq import LinearGroup, limit_behind
 from edgeq.targeting import Capabilities
 
 INT32 = 2**31 - 1
@@ -39,7 +35,13 @@ def prove_integer(group: LinearGroup, capabilities: Capabilities, max_dim: int) 
         reason = f"the accumulator can reach {bound}, beyond int32 ({INT32})"
         return Reason("unproven", reason, UNPROVEN)
     detail = f"integer accumulation, |acc| <= {bound} <= 2**31 - 1; one float32 multiplication"
-    return Reason("integer", detail, DETERMINED)
+    promised = group.node.metadata_props.get(PROMISED_BITS)
+    if promised is None:
+        return Reason("integer", detail, DETERMINED)
+    if bound > 2 ** (int(promised) - 1) - 1:
+        reason = f"the accumulator can reach {bound}, beyond int{promised}, which was asked for"
+        return Reason("unproven", reason, UNPROVEN)
+    return Reason("integer", f"{detail}; accumulator fits int{promised}", DETERMINED)
 
 
 def prove_products(node: ir.Node, max_dim: int) -> Reason:
@@ -58,7 +60,7 @@ def prove_products(node: ir.Node, max_dim: int) -> Reason:
             return Reason("unproven", reason, UNPROVEN)
         zero = int(zero_point.reshape(()))
         units.append(Grid(1.0, -zero, 255 - zero))
-    length = _length([(node.inputs[0], -1), (node.inputs[1], -2)], max_dim)
+    length = common_length([(node.inputs[0], -1), (node.inputs[1], -2)], max_dim)
     products = multiply(*units)
     assert isinstance(products, Grid)
     if length is None:
@@ -69,52 +71,6 @@ def prove_products(node: ir.Node, max_dim: int) -> Reason:
         return Reason("unproven", reason, UNPROVEN)
     detail = f"integer accumulation, |acc| <= {total.magnitude:.0f} <= 2**31 - 1"
     return Reason("integer", detail, total)
-
-
-def reach(qparams: QParams) -> int:
-    """Return the largest `|code - zero_point|`."""
-    low = qparams.zero_point - qparams.qtype.qmin
-    high = qparams.qtype.qmax - qparams.zero_point
-    return int(np.maximum(low, high).max())
-
-
-def accumulator_bound(group: LinearGroup, max_dim: int) -> int | None:
-    """Return the largest magnitude of the accumulator over all channels; `None` if unknown."""
-    if group.node.op_type == "Mul":
-        return reach(group.x.qparams) * reach(group.w.qparams)
-    sums = _weight_sums(group.node, group.w, max_dim)
-    if sums is None:
-        return None
-    bound = sums * reach(group.x.qparams)
-    if group.bias is not None and group.bias.array is not None:
-        bound = bound + np.abs(group.bias.array.astype(np.int64)).reshape(-1)
-    return int(bound.max())
-
-
-def _weight_sums(node: ir.Node, w: Operand, max_dim: int) -> NDArray[np.int64] | None:
-    """Return `sum |w - zw|` per output channel, or once for all where w is not constant."""
-    if w.array is None:
-        transposed = node.op_type == "Gemm" and int_attribute(node, "transB", 0)
-        length = _length([(w.codes, -1 if transposed else -2), (node.inputs[0], -1)], max_dim)
-        return None if length is None else np.array([length * reach(w.qparams)])
-    ndim = w.array.ndim
-    if node.op_type == "Conv":
-        over = tuple(range(1, ndim))
-    elif node.op_type == "Gemm":
-        over = (1 if int_attribute(node, "transB", 0) else 0,)
-    else:
-        over = (max(0, ndim - 2),)
-    return magnitude_sums(w.array, w.qparams.zero_point, w.qparams.axis, over).reshape(-1)
-
-
-def _length(axes: Sequence[tuple[ir.Value | None, int]], max_dim: int) -> int | None:
-    """Return how long axes of equal length are at most; None where no rank is known."""
-    dims = [
-        value.shape[axis]
-        for value, axis in axes
-        if value is not None and value.shape is not None and len(value.shape) >= -axis
-    ]
-    return min((longest(dim, max_dim) for dim in dims), default=None)
 
 
 def _operands(group: LinearGroup, capabilities: Capabilities) -> str:

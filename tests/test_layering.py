@@ -33,8 +33,8 @@ LAYERS = {
     " normalization channel_affine chain row_sums row_statistics"
     " causal_masks"
     " elementwise_nodes unary_regions"
-    " counts run_time_shapes symbolic_shapes",
-    "recipe": "recipe",
+    " accumulators counts run_time_shapes symbolic_shapes",
+    "recipe": "recipe bit_choice bit_program",
     "operators": "operators operators.* float_sums",
     "simulate": "axis_sources simulate stimuli fidelity softmax_bias quantized_attention trajectory"
     " index_tables",
