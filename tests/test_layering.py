@@ -25,7 +25,7 @@ LAYERS = {
     "graph": "graph onnx_api exactness dims folding linear_weights pool_counts tensor_check"
     " writing fused_operators fused_activations fused_attention fused_attention_of_ort"
     " fused_normalizations fused_products attention_masks attention_spelling rotary_embedding"
-    " refused_operators einsum normalization_spelling idle_choice"
+    " refused_operators places einsum normalization_spelling idle_choice"
     " to_float32 old_opsets affine_nodes look_up functions roles qdq simplify elementary versions"
     " index_values index_rules"
     " attention possible_values longest logarithm_form softmax_form scores_form"
