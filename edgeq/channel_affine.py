@@ -61,7 +61,10 @@ def _numbers(parameter: NDArray[np.float32] | None, default: float) -> Float64:
 
 def _of(gamma: Float64, beta: Float64, output: ir.Value) -> ChannelAffine:
     gamma, beta = np.broadcast_arrays(gamma, beta)
-    return ChannelAffine(gamma, beta, output, result(output))
+    y = result(output)
+    if y is not None and y.qparams.axis is not None:
+        y = None
+    return ChannelAffine(gamma, beta, output, y)
 
 
 def _with_tail(found: Normalization, own: ChannelAffine) -> ChannelAffine | None:

@@ -170,6 +170,25 @@ def _inner_values(model: ir.Model, context: Context) -> Iterator[ir.Value]:
         if not context.keep_float(node):
             yield from normalized_values(node)
     yield from _embedded(model.graph)
+    yield from _only_scaled(model.graph, context)
+
+
+def _only_scaled(graph: ir.Graph, context: Context) -> Iterator[ir.Value]:
+    """Yield what is read to be scaled by channel alone, and what is moved on the way there."""
+    last = [node for node in graph if node.outputs[0].name in context.channel_scales]
+    inside = set(last)
+    pending = [node.inputs[0] for node in last]
+    while pending:
+        value = pending.pop()
+        node = None if value is None else value.producer()
+        if value is None or node is None or value.is_graph_output() or node.op_type in LINEAR:
+            continue
+        if not all(reader in inside for reader in consumers(value)):
+            continue
+        yield value
+        if moves_codes(node) or node.op_type in CLIPS:
+            inside.add(node)
+            pending += data_inputs(node) if moves_codes(node) else node.inputs[:1]
 
 
 _REARRANGEMENTS = frozenset({"Expand", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})

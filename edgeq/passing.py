@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgeq import by_name
 from edgeq.calibrate import Calibration, Progress, Samples, silent
@@ -45,6 +47,8 @@ class Context:
         reference: The prepared float model that was calibrated; None before calibration.
         qparams: The decided parameters of activations, by value name.
         copies: The parameters of the uint8 copies of values that have more bits, by value name.
+        channel_scales: The values that a Mul made in other units by channel, for linear ops.
+        weight_shifts: By the name of a float weight, what its codes are multiples of: 2**shift.
         input_types: Graph inputs that the user wants to feed as codes: name to qtype name.
         output_types: Graph outputs that the user wants as codes: name to qtype name.
         input_ranges: The least and the greatest value of integer inputs, by name, where given.
@@ -66,6 +70,8 @@ class Context:
     reference: ir.Model | None = None
     qparams: dict[str, QParams] = field(default_factory=dict)
     copies: dict[str, QParams] = field(default_factory=dict)
+    channel_scales: set[str] = field(default_factory=set)
+    weight_shifts: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     input_types: Mapping[str, str] = field(default_factory=dict)
     output_types: Mapping[str, str] = field(default_factory=dict)
     input_ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)

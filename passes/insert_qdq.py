@@ -167,6 +167,8 @@ class _Writer:
                     continue
                 if value is codes and _reads_codes(reader):
                     continue
+                if self._scales_reals(reader, value, qparams):
+                    continue
                 if value.name in self.context.copies and reads_narrow(reader):
                     real = self._dequantize_copy(value, codes, qparams, copies)
                 else:
@@ -176,6 +178,11 @@ class _Writer:
                     if read is value:
                         reader.replace_input_with(index, real)
             self._dequantize_output(value, codes, qparams)
+
+    def _scales_reals(self, reader: ir.Node, value: ir.Value, qparams: QParams) -> bool:
+        """Whether `reader` makes other units of `value`, before 8 bits round it for others."""
+        scaled = reader.outputs[0].name in self.context.channel_scales
+        return scaled and qparams.qtype.bits <= 8 and value.producer() is not None
 
     def _dequantize(self, value: ir.Value, codes: ir.Value, qparams: QParams) -> ir.Value:
         scale, zero_point = self.parameters_of(value.name or "", qparams)

@@ -8,6 +8,7 @@ after:   y = Conv(DequantizeLinear(x_q, sx, zx),
 Codes of fewer than 8 bits lie in int8 arrays. Codes stay within the target's limits: x86 without
 VNNI saturates pairs of products, Arm without dot product overflows at -128 * -128. A channel whose
 bias would pass 2**30 gets a larger scale.
+Where `context.weight_shifts` names a weight, its codes are rounded before they are shifted.
 An op whose bias is computed at run time, or differs by row, has no integer form and is left alone.
 """
 
@@ -67,8 +68,11 @@ def _quantize(
     spec = context.weight_spec(node)
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     limit = min(spec.limit, context.capabilities.weight_max)
+    source = node.inputs[1]
+    assert source is not None
+    shift = context.weight_shifts.get(str(source.name))
     made = encode(
-        weight,
+        weight if shift is None else np.ldexp(weight, -shift),
         bias,
         x.qparams,
         spec,
@@ -76,14 +80,14 @@ def _quantize(
         limit=limit,
         bias_limit=BIAS_LIMIT,
     )
-    source = node.inputs[1]
-    assert source is not None
-    real = _dequantized(editor, node, source.name or "w", made.weight, made.qparams)
+    qparams = made.qparams
+    rounded = FloatWeight(weight, qparams.qtype, limit, shift, qparams.axis)
+    stored = made.weight if shift is None else rounded.codes(made.weight)
+    real = _dequantized(editor, node, source.name or "w", stored, qparams)
     node.replace_input_with(1, real)
     codes = producer(real).inputs[0]
     assert codes is not None and codes.name is not None
-    qparams = made.qparams
-    context.float_weights[codes.name] = FloatWeight(weight, qparams.qtype, limit, axis=qparams.axis)
+    context.float_weights[codes.name] = rounded
     if made.bias is not None and made.bias_qparams is not None:
         source = node.inputs[2]
         assert source is not None
