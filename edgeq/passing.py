@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq import by_name
+from edgeq.bit_choice import BitChoice
 from edgeq.calibrate import Calibration, Progress, Samples, silent
 from edgeq.checkpoint import Checkpoint
 from edgeq.errors import EdgeqError, PassError, RecipeError, suggest
@@ -56,6 +57,7 @@ class Context:
         seed: The only source of randomness.
         notes: What a pass wants the report to say, as (pass or subject, text).
         softmax_rows: How the softmax of each attention was corrected.
+        bit_choices: The formats that were chosen layer by layer.
         executor: What computes the tasks of `run_tasks`; None: this process.
         checkpoint: Where finished tasks are kept; None: nowhere.
         progress: Told how far a long pass is.
@@ -79,6 +81,7 @@ class Context:
     seed: int = 0
     notes: list[tuple[str, str]] = field(default_factory=list)
     softmax_rows: list[SoftmaxRow] = field(default_factory=list)
+    bit_choices: list[BitChoice] = field(default_factory=list)
     executor: Executor | None = None
     checkpoint: Checkpoint | None = None
     progress: Progress = silent
@@ -168,6 +171,8 @@ def _read_option(name: str, key: str, text: str, kind: type) -> object:
     try:
         if kind is bool:
             return {"true": True, "false": False}[text]
+        if kind is tuple:
+            return tuple(item.strip() for item in text.split("|") if item.strip())
         return kind(text)
     except (KeyError, ValueError):
         raise RecipeError(

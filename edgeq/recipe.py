@@ -362,4 +362,11 @@ def _with_options(pipeline: str, options: Mapping[str, Any]) -> str:
 
 
 def _texts(options: Mapping[str, Any]) -> dict[str, str]:
-    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in options.items()}
+    return {key: _text(value) for key, value in options.items()}
+
+
+def _text(value: object) -> str:
+    """Return an option as a pipeline has it: `true`, `int4|int8`, `32`."""
+    if isinstance(value, list):
+        return "|".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

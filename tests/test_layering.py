@@ -41,9 +41,9 @@ LAYERS = {
     "in and out": "runtime npz feeds spool user_code data metrics language load export source"
     " model_file observe"
     " histogram buckets clip_ratio statistics clipping entropy weight_range weight_codes"
-    " float_weight calibrate seen_inputs checkpoint device",
+    " float_weight calibrate seen_inputs bit_noise checkpoint device",
     "targeting": "by_name targeting memory_use",
-    "passing": "passing tasks request request_names"
+    "passing": "passing bit_layers bit_measure tasks request request_names"
     " proofs code_plan seen_values softmax_bias_form softmax_row_form",
     "learning": "learning learning.*",
     "tvm": "tvm tvm.*",
@@ -68,6 +68,7 @@ OWNERS = {
     "tvm": {"edgeq.tvm.*"},
     "tvm_ffi": {"edgeq.tvm.*"},
     "onnxruntime": {"edgeq.runtime", "edgeq.check_session", "edgeq.check_saturation"},
+    "scipy": {"edgeq.bit_program"},
     "onnxsim": {"edgeq.passes.cleanup"},
 }
 
