@@ -11,9 +11,14 @@ from numpy.typing import NDArray
 
 from edgeq.graph import constant, consumers, int_attribute, sole_consumer
 from edgeq.qdq import Operand, limit_behind, operand, quantize_node
+from edgeq.roles import activation_inputs
 
 Found = Iterator[tuple[str, str]]
 LINEAR = ("Conv", "Gemm", "MatMul")
+# Fused between codes, all of one scale each.
+ONE_SCALE = (
+    "Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", "Softmax",
+)  # fmt: skip
 SAFE_PAIR = 64  # 255 * 64 + 255 * 64 < 2**15
 BIAS_LIMIT = 2**30
 TINY = float(np.finfo(np.float32).tiny)
@@ -104,8 +109,10 @@ def per_axis_activation(node: ir.Node) -> Found:
 
 
 def per_axis_result(node: ir.Node) -> Found:
-    """Find a linear op whose result is quantized with a scale per channel."""
-    if node.op_type not in LINEAR or node.domain:
+    """Find an op with a fused kernel whose result is quantized with a scale per channel."""
+    if node.domain or node.op_type not in (*LINEAR, *ONE_SCALE):
+        return
+    if node.op_type in ONE_SCALE and any(operand(v) is None for v in activation_inputs(node)):
         return
     for reader in consumers(node.outputs[0]):
         scale = constant(reader.inputs[1]) if reader.op_type == "QuantizeLinear" else None

@@ -101,8 +101,9 @@ RULES = (
     ),
     Rule(
         "per-axis-result",
-        "The result of a linear op is quantized per tensor.",
-        "The op fuses, and the kernel then refuses the parameters at run time.",
+        "What a fused kernel can make is quantized per tensor.",
+        "The op fuses. Its kernel then refuses the parameters at run time, or takes the first of"
+        " the scales for all channels: Softmax does.",
         "Use one scale per tensor.",
         ALL_CPUS,
         linear_checks.per_axis_result,

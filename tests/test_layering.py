@@ -41,9 +41,11 @@ LAYERS = {
     "in and out": "runtime npz feeds spool user_code data metrics language load export source"
     " model_file observe"
     " histogram buckets clip_ratio statistics clipping entropy weight_range weight_codes"
-    " float_search float_weight calibrate seen_inputs bit_noise checkpoint device",
+    " float_search float_weight calibrate seen_inputs bit_noise checkpoint device"
+    " channel_samples channel_shifts",
     "targeting": "by_name targeting memory_use",
     "passing": "passing bit_layers bit_measure tasks request request_names"
+    " channel_sites channel_noise"
     " proofs code_plan seen_values softmax_bias_form softmax_row_form",
     "learning": "learning learning.*",
     "tvm": "tvm tvm.*",

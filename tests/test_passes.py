@@ -13,6 +13,7 @@ A file is ONNX text, a line `---`, and ONNX text; lines starting with `#` in fro
     # set: weight.limit=64            a setting of the recipe
     # output-type: y=uint8            context.output_types
     # keep-float: head/*              nodes that the recipe leaves in float
+    # channel-scale: m                context.channel_scales
     # note: text                      a text that context.notes must hold
 
 Graphs are compared by structure: what every node is, does and reads, the bits of every weight, the
@@ -63,6 +64,7 @@ TESTED_BY_SAMPLES = {
     "equalize": "test_equalize.py",
     "fold-softmax-bias": "test_fold_softmax_bias.py",
     "relate-scales": "test_decisions.py",
+    "shift-channels": "test_shift_channels.py",
     "split-input": "test_split_input.py",
 }
 TOLERANCE = 2.0**-18  # of the largest magnitude: sums of up to 64 products, each off by 2**-24
@@ -107,6 +109,7 @@ class Case:
             ),
             samples=NO_SAMPLES,
             qparams=qparams,
+            channel_scales=set(self.all("channel-scale")),
             input_types=dict(text.split("=") for text in self.all("input-type")),
             output_types=dict(text.split("=") for text in self.all("output-type")),
             input_ranges=self.ranges(),
@@ -131,7 +134,7 @@ class Case:
 
 KNOWN = (
     "options", "input-type", "input-range", "output-type", "qparams", "fused", "channel-multiple",
-    "recipe", "set", "keep-float", "max-dim", "note",
+    "recipe", "set", "keep-float", "max-dim", "note", "channel-scale",
 )  # fmt: skip
 NO_SAMPLES: Any = ()  # passes that stream samples have tests of their own
 

@@ -180,6 +180,46 @@ def test_per_axis_results_fail_at_run_time() -> None:
         on_runtime(proto, {"x": X})
 
 
+PAIR = "xd = DequantizeLinear(x, sx, zx) vd = DequantizeLinear(v, sx, zx)"
+SCALES = np.array([0.1, 0.2, 0.05, 0.4], np.float32)
+REFUSED = {
+    "Add(xd, vd)": 4,
+    "Mul(xd, vd)": 4,
+    "AveragePool<kernel_shape=[2, 2]>(xd)": 4,
+    "GlobalAveragePool(xd)": 4,
+    "Sigmoid(xd)": 4,
+    "LeakyRelu(xd)": 4,
+    "Concat<axis=1>(xd, vd)": 8,
+}
+TWO = "uint8[2,4,64,64] x, uint8[2,4,64,64] v"
+
+
+def by_channel(op: str, channels: int = 4) -> onnx.ModelProto:
+    body = f"{PAIR} c = {op} y = QuantizeLinear<axis=1>(c, sy, zy)"
+    return conv(body, TWO, sy=np.resize(SCALES, channels), zy=np.full(channels, 9, np.uint8))
+
+
+@pytest.mark.parametrize("op", REFUSED)
+def test_fused_kernels_refuse_results_per_axis(op: str) -> None:
+    proto = by_channel(op, REFUSED[op])
+    breaks(proto, "per-axis-result")
+    with pytest.raises(Exception, match=r"(?i)qlinear"):
+        on_runtime(proto, {"x": X, "v": X})
+
+
+def test_a_fused_softmax_takes_the_first_scale_for_all() -> None:
+    proto = by_channel("Softmax(xd)")
+    breaks(proto, "per-axis-result")
+    assert differing(proto, {"x": X, "v": X[::-1]}) > 0
+
+
+@pytest.mark.parametrize("op", ["Sub(xd, vd)", "Div(xd, sx)", "Relu(xd)"])
+def test_results_per_axis_of_other_ops_are_fine(op: str) -> None:
+    proto = by_channel(op)
+    assert findings(proto, "per-axis-result") == []
+    assert differing(proto, {"x": X, "v": X[::-1]}) == 0
+
+
 BIASED = CONV.replace("Conv(xd, wd)", "Conv(xd, wd, bd)").replace(
     " c =", " bd = DequantizeLinear(b, sb, zb) c ="
 )
