@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from edgeq.api import check as check
     from edgeq.api import compile as compile
     from edgeq.api import export as export
+    from edgeq.api import sensitivity as sensitivity
     from edgeq.api import simulate as simulate
     from edgeq.bundle import Bundle as Bundle
     from edgeq.errors import EdgeqError as EdgeqError
     from edgeq.recipe import Recipe as Recipe
 
-_VERBS = ("check", "compile", "export", "simulate")
+_VERBS = ("check", "compile", "export", "sensitivity", "simulate")
 _HOME = {
     **dict.fromkeys(_VERBS, "edgeq.api"),
     "Bundle": "edgeq.bundle",
@@ -37,6 +38,7 @@ __all__ = [
     "check",
     "compile",
     "export",
+    "sensitivity",
     "simulate",
 ]
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+    from edgeq.bit_sensitivity import Sensitivity
+
 PathLike = str | os.PathLike[str]
 
 
@@ -129,6 +131,49 @@ def check(
         runner=runner,
         ssh=ssh,
     )
+
+
+def sensitivity(
+    model: object,
+    *,
+    calibration: object,
+    recipe: PathLike | Recipe = "int8",
+    target: str = "ort-cpu",
+    settings: Mapping[str, str] | None = None,
+    samples: int | None = None,
+    input_ranges: Mapping[str, tuple[int, int]] | None = None,
+    max_dim: int = MAX_DIM,
+    keep_float: Sequence[str] = (),
+    executor: Executor | None = None,
+    workers: int = 1,
+    cluster: str | None = None,
+    progress: Progress = silent,
+) -> "Sensitivity":
+    """Quantize one layer at a time, and rank the layers by what that does to the outputs.
+
+    Arguments are those of `edgeq.request.CompileRequest`.
+
+    Raises:
+        EdgeqError: The user must change something.
+    """
+    from edgeq.bit_sensitivity import sensitivity as rank
+
+    request = CompileRequest(
+        model=model,
+        target=target,
+        calibration=calibration,
+        recipe=recipe,
+        settings=settings or {},
+        samples=samples,
+        input_ranges=input_ranges or {},
+        max_dim=max_dim,
+        keep_float=tuple(keep_float),
+        executor=executor,
+        workers=workers,
+        cluster=cluster,
+        dry_run=True,
+    )
+    return rank(request, progress)
 
 
 def simulate(

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.code_plan import is_embedding, plan_codes
-from edgeq.graph import constant, consumers
+from edgeq.graph import constant, consumers, int_attribute
 from edgeq.linear_weights import output_axis
 from edgeq.numerics.affine import QParams
 from edgeq.passing import Context
@@ -83,6 +83,31 @@ class BitLayer:
             bias_limit=BIAS_LIMIT,
         )
         return made.qparams.dequantize(made.weight)
+
+    def corrected_bias(self, rounded: Float32, context: Context) -> Float32 | None:
+        """Return the bias that correct-bias comes to: the mean of every output channel stays.
+
+            b' = b + sum over inputs of (w - rounded) * (mean of what is read)
+
+        Args:
+            rounded: From `rounded_weight`.
+            context: Knows the means.
+        """
+        if self.x is None or self.node.op_type not in ("Conv", "Gemm"):
+            return None
+        assert context.calibration is not None
+        mean = context.calibration.statistics[str(self.x.name)].channel_mean
+        error = self.weight.astype(np.float64) - rounded
+        axis = output_axis(self.node, error.ndim)
+        assert axis is not None
+        rows = np.moveaxis(error, axis, 0)
+        rows = rows.reshape(len(rows), rows.shape[1], -1).sum(2)
+        groups = int_attribute(self.node, "group", 1)
+        if mean.size != rows.shape[1] * groups:
+            return None
+        of_group = np.repeat(mean.reshape(groups, -1), len(rows) // groups, axis=0)
+        bias = np.zeros(1) if self.bias is None else self.bias.reshape(-1)
+        return np.asarray(bias + (rows * of_group).sum(1), np.float32)
 
 
 def find_bit_layers(model: ir.Model, context: Context) -> list[BitLayer]:

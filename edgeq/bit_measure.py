@@ -1,8 +1,9 @@
 """The noise that every layer makes in every format that it may have, and what it then costs.
 
-A layer's weights are rounded as quantize-weights does, and codes have the parameters that
-choose-qparams decides. What several layers read becomes codes once: where there is a choice of
-formats for it, its noise is that of all its readers, and counts with the first of these layers.
+A layer's weights are rounded as quantize-weights does, codes have the parameters that
+choose-qparams decides, and where the recipe corrects biases, the mean of each channel stays. What
+several layers read becomes codes once: where there is a choice of formats for it, its noise is that
+of all its readers, and counts with the first of these layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from edgeq.passing import Context, format_steps, parse_steps, run_pipeline
 from edgeq.recipe import QuantSpec
 from edgeq.tasks import run_tasks
 
+Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 
@@ -182,6 +184,8 @@ class NoiseTasks(Sequence[Arrays]):
         """Run the float model on at most so many samples."""
         assert context.reference is not None
         self._trials, self._context, self._model = trials, context, context.reference
+        steps = parse_steps(context.recipe.quantize)
+        self._corrects = any(step.name == "correct-bias" for step in steps)
         feeds = [_as_float(feed) for feed in islice(context.samples, samples)]
         self._runs = float_runs(self._model, feeds)
 
@@ -202,14 +206,24 @@ class NoiseTasks(Sequence[Arrays]):
         mine = self._trials[place]
         layer = mine.layer
         rounded = [layer.rounded_weight(spec, mine.x, self._context) for spec in mine.specs]
+        weights = [layer.weight, *rounded]
         return noise_task(
             self._model,
-            [layer.weight, *rounded],
+            weights,
+            self._biases(layer, weights),
             layer.operands,
             mine.reads,
             mine.trials,
             self._runs,
         )
+
+    def _biases(self, layer: BitLayer, weights: Sequence[Float32]) -> list[Float32] | None:
+        """Return a bias for each weight, if they will be corrected; None: the layer's own."""
+        if not self._corrects:
+            return None
+        biases = [layer.corrected_bias(weight, self._context) for weight in weights]
+        found = [bias for bias in biases if bias is not None]
+        return found if len(found) == len(weights) else None
 
 
 def _as_float(feed: Arrays) -> dict[str, Array]:

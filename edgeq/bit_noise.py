@@ -48,6 +48,7 @@ class Trial:
 def noise_task(
     model: ir.Model,
     weights: Sequence[Float32],
+    biases: Sequence[Float32] | None,
     operands: Collection[tuple[str, int]],
     reads: Collection[tuple[str, int]],
     trials: Sequence[Trial],
@@ -58,19 +59,22 @@ def noise_task(
     Args:
         model: The float model; not changed.
         weights: Of the layer: the float ones, then the rounded ones that trials count from 0.
+        biases: As many, (channels,), of the first of `operands`; None: it keeps its own.
         operands: Inputs of nodes that hold them: (name of the node, index).
         reads: Inputs of nodes that read what is to be rounded in front of the layer.
         trials: What to try.
         runs: From `float_runs`.
     """
+    own = biases is None
     return {
-        "model": np.frombuffer(to_bytes(_with_inputs(model, operands, reads)), np.uint8),
+        "model": np.frombuffer(to_bytes(_with_inputs(model, operands, reads, own)), np.uint8),
         "weights": np.stack(weights),
         "variant": np.array([0 if t.weight is None else 1 + t.weight for t in trials], np.int64),
         "rounded": np.array([t.x is not None for t in trials]),
         "scale": np.array([1.0 if t.x is None else t.x.scale for t in trials], np.float32),
         "zero_point": np.array([0 if t.x is None else t.x.zero_point for t in trials], np.uint8),
         "last": np.array([255 if t.x is None else t.x.qtype.qmax for t in trials], np.uint8),
+        **({} if biases is None else {"biases": np.stack(biases)}),
         **runs,
     }
 
@@ -96,8 +100,10 @@ def layer_noise(task: Arrays) -> dict[str, Array]:
     known = {str(given.name) for given in session.get_inputs()}
     for feed, real in zip(feeds, reals, strict=True):
         for number in range(count):
+            variant = task["variant"][number]
             settings = {
-                "weight": task["weights"][task["variant"][number]],
+                "weight": task["weights"][variant],
+                **({"bias": task["biases"][variant]} if "biases" in task else {}),
                 **{n: task[n][number] for n in ("rounded", "scale", "zero_point", "last")},
             }
             given = {f"{_PREFIX}{n}": np.asarray(a) for n, a in settings.items()}
@@ -156,9 +162,12 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _with_inputs(
-    model: ir.Model, operands: Collection[tuple[str, int]], reads: Collection[tuple[str, int]]
+    model: ir.Model,
+    operands: Collection[tuple[str, int]],
+    reads: Collection[tuple[str, int]],
+    own_bias: bool,
 ) -> ir.Model:
-    """Return the model with the layer's weight, and how its codes are, as inputs."""
+    """Return the model with the layer's constants, and how its codes are, as inputs."""
     model = clone(model)
     nodes = {str(node.name): node for node in model.graph}
     first, index = next(iter(operands))
@@ -167,6 +176,12 @@ def _with_inputs(
     weight = _input(model.graph, "weight", ir.DataType.FLOAT, old.shape)
     for name, index in operands:
         nodes[name].replace_input_with(index, weight)
+    if not own_bias:
+        node = nodes[first]
+        bias = _input(model.graph, "bias", ir.DataType.FLOAT, ir.Shape(["channels"]))
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, bias)
     if reads:
         _round_input(model.graph, [(nodes[name], index) for name, index in reads])
     remove_dead(model.graph)

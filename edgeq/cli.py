@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import edgeq
-from edgeq.commands import check, compile, inspect, models, names, trajectories
+from edgeq.commands import check, compile, inspect, models, names, sensitivity, trajectories
 from edgeq.errors import EdgeqError
 
 
@@ -112,6 +112,7 @@ app.command("export")(models.export)
 app.command("check")(check.command)
 app.command("simulate")(models.simulate)
 app.command("compare")(models.compare)
+app.command("sensitivity")(sensitivity.command)
 app.command("inspect")(inspect.command)
 app.command("lint")(models.lint)
 app.add_typer(trajectories.app, name="trajectories")

@@ -93,6 +93,35 @@ def _compile(
 ) -> CompileOutcome:
     stages = Stages(progress)
     target = find_target(request.target)
+    source, context, records = _open(request, target, stages)
+    context.executor, context.checkpoint = executor, checkpoint
+    if request.dry_run:
+        return _plan(request, source, context, records)
+    compiled = _quantize(request, source, target, context, records, stages)
+    return _write(request, compiled, target, stages)
+
+
+@contextmanager
+def open_calibrated(request: CompileRequest, progress: Progress = silent) -> Iterator[Context]:
+    """Give what is known of a model in front of the passes that quantize it: nothing is written.
+
+    Raises:
+        EdgeqError: The user must change something.
+    """
+    with open_executor(
+        request.executor, workers=request.workers, cluster=request.cluster
+    ) as executor:
+        stages = Stages(progress)
+        _, context, _ = _open(request, find_target(request.target), stages)
+        context.executor = executor
+        _calibrate(request, context, stages)
+        yield context
+
+
+def _open(
+    request: CompileRequest, target: Target, stages: Stages
+) -> tuple[Source, Context, list[PassRecord]]:
+    """Read the model and run the float passes."""
     recipe = _recipe(request)
     for step in (*parse_steps(recipe.prepare), *parse_steps(recipe.quantize)):
         make_pass(step)
@@ -100,11 +129,7 @@ def _compile(
     with stages("load"):
         source = read_source(request.model)
     context, records = _prepare(request, source, target, recipe, stages)
-    context.executor, context.checkpoint = executor, checkpoint
-    if request.dry_run:
-        return _plan(request, source, context, records)
-    compiled = _quantize(request, source, target, context, records, stages)
-    return _write(request, compiled, target, stages)
+    return source, context, records
 
 
 def _recipe(request: CompileRequest) -> Recipe:
@@ -176,15 +201,7 @@ def _quantize(
 ) -> Compiled:
     model, reference = source.model, context.reference
     assert reference is not None
-    with stages("calibrate"):
-        context.calibration = calibrate(
-            reference,
-            context.samples,
-            activations(reference),
-            buckets=find_buckets(input_specs(reference, input_ranges=request.input_ranges)),
-            clip_ratios=context.recipe.clip_ratios(),
-            progress=stages.progress,
-        )
+    _calibrate(request, context, stages)
     with stages("quantize"):
         records += run_pipeline(context.recipe.quantize, model, context, stages.progress)
         model.opset_imports.setdefault("", OPSET)
@@ -215,6 +232,20 @@ def _quantize(
         source, context, model, artifact, tuple(records), certificate, islands, checks, sweep,
         kernels, metrics, evaluated,
     )  # fmt: skip
+
+
+def _calibrate(request: CompileRequest, context: Context, stages: Stages) -> None:
+    reference = context.reference
+    assert reference is not None
+    with stages("calibrate"):
+        context.calibration = calibrate(
+            reference,
+            context.samples,
+            activations(reference),
+            buckets=find_buckets(input_specs(reference, input_ranges=request.input_ranges)),
+            clip_ratios=context.recipe.clip_ratios(),
+            progress=stages.progress,
+        )
 
 
 def activations(model: ir.Model) -> list[str]:

@@ -54,7 +54,7 @@ LAYERS = {
     " rounded_exponentials rules lint float_checks fusion_checks linear_checks",
     "bundle": "manifest golden report read_report trajectory_chart bundle evidence",
     "compile": "compile compile_report compiled compare inspect measure scores opening"
-    " stimulus_feeds float_islands cluster workers",
+    " stimulus_feeds float_islands cluster workers bit_sensitivity",
     "interface": "api bundle_check",
     "diffusion": "diffusion diffusion.*",
     "commands": "commands commands.* cli __main__",

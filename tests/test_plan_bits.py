@@ -12,6 +12,7 @@ from edgeq.calibrate import calibrate
 from edgeq.compile import activations
 from edgeq.errors import RecipeError
 from edgeq.graph import clone
+from edgeq.linear_weights import output_axis
 from edgeq.numerics.qtype import FORMATS
 from edgeq.passing import Context, make_pass, parse_steps, run_pipeline
 from edgeq.qdq import linear_group
@@ -70,23 +71,42 @@ def test_more_budget_is_never_worse_and_the_widest_layers_are_those_that_suffer(
     assert noise == sorted(noise, reverse=True) and noise[0] > 10 * noise[-1]
 
 
-def test_the_noise_is_that_of_the_model_with_one_layer_rounded():
+@pytest.mark.parametrize("corrected", [True, False])
+def test_the_noise_is_that_of_the_model_with_one_layer_rounded(corrected):
     model, context = calibrated("network")
+    if not corrected:
+        steps = context.recipe.quantize.replace(", correct-bias", "")
+        context.recipe = replace(context.recipe, quantize=steps)
     layers = find_bit_layers(model, context)
     found = formats(layers, ["int4"], ["uint8"], context)
     noise = measure(found, context, samples=3, loss="mse")
     for layer, row, spec, x in zip(layers, noise, found.specs, found.inputs, strict=True):
         rounded = clone(model)
         node = next(n for n in rounded.graph if n.name == layer.name)
-        weight = node.inputs[1]
-        assert weight is not None
-        weight.const_value = ir.tensor(layer.rounded_weight(spec[0], x[0], context))
+        made = layer.rounded_weight(spec[0], x[0], context)
+        arrays = [made, layer.corrected_bias(made, context) if corrected else layer.bias]
+        for value, array in zip(node.inputs[1:], arrays, strict=True):
+            assert value is not None and array is not None
+            value.const_value = ir.tensor(array)
         signal = error = 0.0
         for feed in FEEDS["network"][:3]:
             real = run(make_session(model), feed)["y"].astype(np.float64)
             other = run(make_session(rounded), feed)["y"].astype(np.float64)
             signal, error = signal + (real**2).sum(), error + ((other - real) ** 2).sum()
         np.testing.assert_allclose(row, error / signal, rtol=1e-4)
+
+
+def test_a_corrected_bias_keeps_the_mean_of_every_channel():
+    model, context = calibrated("block")
+    assert context.calibration is not None
+    layer = next(found for found in find_bit_layers(model, context) if found.bias is not None)
+    coarse = np.round(layer.weight)
+    bias = layer.corrected_bias(coarse, context)
+    assert layer.x is not None and layer.bias is not None and bias is not None
+    mean = context.calibration.statistics[str(layer.x.name)].channel_mean
+    flip = output_axis(layer.node, 2) == 0
+    before, after = (w.T if flip else w for w in (layer.weight, coarse))
+    np.testing.assert_allclose(mean @ before + layer.bias, mean @ after + bias, rtol=1e-5)
 
 
 def test_widths_of_what_layers_read_are_chosen_once_for_all_readers():

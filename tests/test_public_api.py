@@ -15,7 +15,8 @@ from tests.architectures import shapes
 from tests.architectures.net import Net
 
 ROOT = Path(__file__).parent.parent
-FACADE = ["Bundle", "EdgeqError", "Recipe", "__version__", "check", "compile", "export", "simulate"]
+FACADE = ["Bundle", "EdgeqError", "Recipe", "__version__", "check", "compile", "export",
+          "sensitivity", "simulate"]  # fmt: skip
 
 
 def test_the_names_are_these():

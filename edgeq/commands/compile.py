@@ -96,7 +96,7 @@ def command(
         target=target,
         calibration=calibration,
         recipe=recipe,
-        settings={key: _toml(value) for key, value in pairs("--set", settings).items()},
+        settings={key: toml_value(value) for key, value in pairs("--set", settings).items()},
         evaluation=evaluation,
         metric=metric,
         samples=samples,
@@ -204,7 +204,7 @@ def ranges(option: str, values: list[str] | None) -> dict[str, tuple[int, int]]:
     return result
 
 
-def _toml(value: str) -> str:
+def toml_value(value: str) -> str:
     """Return a value as TOML: a bare word becomes a text, so that no shell has to quote it."""
     plain = value.replace("-", "").replace("_", "")
     word = plain.isalnum() and plain[0].isalpha() and value not in ("true", "false", "inf", "nan")
