@@ -9,9 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgeq.buckets import find_buckets
 from edgeq.bundle import check_destination, write_bundle
@@ -27,6 +30,7 @@ from edgeq.evidence import write_evidence
 from edgeq.float_islands import float_islands
 from edgeq.graph import OPSET, clone, release_mapped
 from edgeq.measure import Device, Sweep
+from edgeq.noise_sources import NoiseSources, noise_sources
 from edgeq.passing import Context, PassRecord, make_pass, parse_steps, run_pipeline
 from edgeq.recipe import Recipe, Rule, load_recipe
 from edgeq.request import CompileOutcome, CompileRequest, Progress, silent
@@ -43,6 +47,7 @@ from edgeq.versions import versions
 from edgeq.workers import open_executor
 
 FLOAT = "ort-cpu"  # what runs the float model, whatever the target
+NOISE_SAMPLES = 32  # that tell the noise of weights from that of activations
 
 
 @dataclass
@@ -227,11 +232,28 @@ def _quantize(
     release_mapped(reference)
     with stages("evaluate"):
         metrics = score(request, source, context, sweep, stages.progress)
+        noise = _sources_of_noise(context, model, sweep)
         evaluated = evaluation_digest(request)
     return Compiled(
         source, context, model, artifact, tuple(records), certificate, islands, checks, sweep,
-        kernels, metrics, evaluated,
+        kernels, metrics, evaluated, noise,
     )  # fmt: skip
+
+
+def _sources_of_noise(context: Context, model: ir.Model, sweep: Sweep) -> NoiseSources | None:
+    """Return how much of the noise is that of the weights; not for large models."""
+    if not sweep.device.held:
+        return None
+    assert context.reference is not None
+    runner, output = sweep.device.deployed(), sweep.outputs[0]
+    qparams = context.qparams.get(sweep.real_names.get(output, ""))
+
+    def deployed(feed: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        found = runner.run(dict(feed))[output]
+        return found if qparams is None else qparams.dequantize(found)
+
+    samples = islice(context.samples, NOISE_SAMPLES)
+    return noise_sources(context.reference, model, context.float_weights, deployed, samples)
 
 
 def _calibrate(request: CompileRequest, context: Context, stages: Stages) -> None:
@@ -279,6 +301,7 @@ def _refuse_unproven(request: CompileRequest, certificate: Certificate, artifact
     reason = (
         f"{len(missing)} nodes without a proof; first: {first.op_type} {first.node!r}:"
         f" {first.detail}. Change the recipe, or accept it with --allow-unproven '{first.node}'"
+        + (", all of them with '*'" if len(missing) > 1 else "")
     )
     _fail(request, artifact, None, reason)
 
@@ -386,6 +409,7 @@ def _write(
         unproven=len(manifest.certificate.unproven),
         islands=len(manifest.certificate.islands),
         metrics=compiled.metrics,
+        noise=compiled.noise,
         bytes_float=compiled.source.size,
         bytes_deployed=compiled.artifact.size,
         seconds=dict(stages.seconds),

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from edgeq.certify import Certificate
 from edgeq.measure import Sweep
+from edgeq.noise_sources import NoiseSources
 from edgeq.passing import Context, PassRecord
 from edgeq.report import FloatRow
 from edgeq.source import Source
@@ -40,6 +41,7 @@ class Compiled:
         kernels: What the runtime made of the model.
         metrics: Figures by name.
         evaluation_digest: sha256 of the file that they were measured on; None: not of one file.
+        noise: Whether the noise that is left is that of the weights; None: not measured.
     """
 
     source: Source
@@ -54,3 +56,4 @@ class Compiled:
     kernels: Mapping[str, int]
     metrics: Mapping[str, float]
     evaluation_digest: str | None = None
+    noise: NoiseSources | None = None

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from edgeq.longest import MAX_DIM
+from edgeq.noise_sources import NoiseSources
 from edgeq.recipe import Recipe
 
 Json = Mapping[str, object]
@@ -104,6 +105,7 @@ class CompileOutcome:
         unproven: Nodes that the user allowed to have none.
         islands: Nodes that compute in float32 outside of codes and exact forms.
         metrics: Figures by name: `sqnr_db`, `top1`, `top1_float`, ...
+        noise: Whether the noise that is left is that of the weights; None: not measured.
         bytes_float: Size of the float model's weights and graph, in bytes.
         bytes_deployed: Size of the artifact, in bytes.
         seconds: Time per stage.
@@ -122,6 +124,7 @@ class CompileOutcome:
     unproven: int = 0
     islands: int = 0
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    noise: NoiseSources | None = None
     bytes_float: int = 0
     bytes_deployed: int = 0
     seconds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
@@ -150,6 +153,8 @@ class CompileOutcome:
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "versions": dict(self.versions),
         }
+        if self.noise is not None:
+            summary["noise"] = self.noise.to_json()
         if self.plan:
             summary["plan"] = list(self.plan)
         if self.verified_on is not None:

@@ -136,6 +136,7 @@ def describe(outcome: CompileOutcome) -> list[str]:
         f" in {outcome.tensors} tensors; {outcome.proven} nodes proven{unproven},"
         f" float islands: {outcome.islands or 'none'}",
         *(f"{name}: {value:.4g}" for name, value in outcome.metrics.items()),
+        *([] if outcome.noise is None else [f"noise: {outcome.noise}"]),
         f"size: {outcome.bytes_float} -> {outcome.bytes_deployed} bytes, {ratio:.2f} times smaller",
         *verified_elsewhere(outcome),
         f"report: {outcome.bundle / 'report.html'}",
