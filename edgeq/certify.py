@@ -147,7 +147,7 @@ def _codes(value: ir.Value) -> Grid | None:
 
 def _bounded(value: ir.Value, fact: Fact) -> Fact:
     """Return what holds for an output of its type; codes are codes, whatever made them."""
-    if value.const_value is not None:
+    if constant(value) is not None:
         return _given(value)
     codes = _codes(value)
     if codes is None:

@@ -13,17 +13,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.errors import ModelError
+from edgeq.stored_codes import stored_codes
 
 OPSET = 21  # every model inside edgeq has this opset: int4 and blocked QDQ exist, ORT runs it
 MESSAGE_LIMIT = 2**31 - 2**20  # one protobuf message is below 2 GiB; leave room for the graph
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
-    """Return the array of an initializer or Constant node, `None` for anything else."""
+    """Return the array of an initializer or Constant node, `None` for anything else.
+
+    Codes that are stored in fewer bits (`edgeq.stored_codes`) are constants too.
+    """
     if value is None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
+    return stored_codes(value) if tensor is None else tensor.numpy()
 
 
 def int_attribute(node: ir.Node, name: str, default: int) -> int:

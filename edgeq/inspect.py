@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +10,7 @@ import onnx_ir as ir
 from edgeq.numerics.affine import QParams
 from edgeq.qdq import operand, quantize_node
 from edgeq.request import Json
+from edgeq.stored_codes import packed_source
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class QuantizedRow:
     Attributes:
         name: Of the codes.
         role: `activation`, `weight` or `bias`.
-        qtype: Format of the codes.
+        qtype: Format of the codes as they are stored.
         granularity: `per_tensor` or `per_channel`.
         scales: The smallest and the largest scale.
         zero_points: The smallest and the largest zero point.
@@ -111,10 +112,14 @@ def _quantized(graph: ir.Graph) -> list[QuantizedRow]:
         if found is None:
             continue
         name = str(found.codes.name)
-        constant = found.codes.const_value is not None
+        packed = packed_source(found.codes)
+        constant = found.codes.const_value is not None or packed is not None
         wide = found.qparams.qtype.bits > 16
         role = "bias" if constant and wide else "weight" if constant else "activation"
-        rows.setdefault(name, _row(name, role, found.qparams))
+        row = _row(name, role, found.qparams)
+        if packed is not None and packed.dtype is not None:
+            row = replace(row, qtype=packed.dtype.name.lower())
+        rows.setdefault(name, row)
     return list(rows.values())
 
 

@@ -181,7 +181,9 @@ def quantized_tensors(model: ir.Model) -> list[str]:
         str(value.name)
         for node in model.graph
         for value in node.outputs
-        if value.dtype != ir.DataType.INT32 and _code_type(value) is not None
+        if value.dtype != ir.DataType.INT32
+        and _code_type(value) is not None
+        and constant(value) is None
     ]
 
 

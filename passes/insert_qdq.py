@@ -242,9 +242,9 @@ def _code_type(qparams: QParams) -> ir.TensorType:
 
 def _reads_codes(node: ir.Node) -> bool:
     return moves_codes(node) and node.outputs[0].dtype != ir.DataType.FLOAT
+
+
 def _makes(node: ir.Node, codes: ir.Value) -> bool:
     """Whether the QuantizeLinear `node` makes the codes, clipped or not."""
     clip = codes.producer()
     return codes in node.outputs or (clip is not None and clip.inputs[0] in node.outputs)
-
-

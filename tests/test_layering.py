@@ -23,7 +23,7 @@ LAYERS = {
     "check": "check check_*",
     "numerics": "numerics numerics.*",
     "graph": "graph onnx_api exactness dims folding linear_weights pool_counts tensor_check"
-    " writing fused_operators fused_activations fused_attention fused_attention_of_ort"
+    " stored_codes writing fused_operators fused_activations fused_attention fused_attention_of_ort"
     " fused_normalizations fused_products attention_masks attention_spelling rotary_embedding"
     " refused_operators places einsum normalization_spelling idle_choice"
     " to_float32 old_opsets affine_nodes look_up functions roles qdq simplify elementary versions"

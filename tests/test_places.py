@@ -1,6 +1,6 @@
 """First and last linear ops: which they are, and what a rule of a recipe makes of them."""
 
-import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgeq.numerics.qtype import FORMATS
@@ -47,15 +47,18 @@ def test_one_layer_is_first_and_last():
 @pytest.mark.parametrize("weight", ["int4", "float4e2m1"])
 def test_a_rule_of_a_place(weight):
     recipe = load_recipe("int8", {"weight.qtype": weight, "activation.qtype": "uint6"})
-    eight = {"activation": (("qtype", "uint8"),), "weight": (("qtype", "int8"),)}
-    recipe = recipe.with_rules([Rule(place=place, **eight) for place in ("first", "last")])
+    activation, stored = (("qtype", "uint8"),), (("qtype", "int8"),)
+    rules = [Rule(place=p, activation=activation, weight=stored) for p in ("first", "last")]
+    recipe = recipe.with_rules(rules)
     model = parse(NET)
     context = context_of(model, recipe=recipe)
     run_pipeline("choose-qparams, insert-qdq, fold-clip, quantize-weights", model, context)
     formats = {name: qparams.qtype.name for name, qparams in context.qparams.items()}
     assert {name for name, qtype in formats.items() if qtype == "uint6"} == {"b"}
     linear = {n.outputs[0].name: n for n in model.graph if n.op_type in ("Conv", "Gemm")}
-    codes = {name: operand(node.inputs[1]).codes for name, node in linear.items()}
-    assert {value.dtype.numpy() for value in codes.values()} == {np.dtype(np.int8)}
-    made = {name: context.float_weights[value.name].qtype for name, value in codes.items()}
+    made = {}
+    for name, node in linear.items():
+        found = operand(node.inputs[1])
+        assert found is not None and found.codes.dtype == ir.DataType.INT8
+        made[name] = context.float_weights[str(found.codes.name)].qtype
     assert made == {name: FORMATS[weight if name == "c" else "int8"] for name in "acdy"}

@@ -35,7 +35,8 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES)
 def test_rule(rule):
     name, units, codes = RULES[rule]
-    found = quantize(np.array(units, np.float32), np.float32(1), np.int32(0), FORMATS[name])
+    one, zero = np.array(1, np.float32), np.array(0, np.int32)
+    found = quantize(np.array(units, np.float32), one, zero, FORMATS[name])
     assert found.dtype == FORMATS[name].dtype and found.tolist() == codes
 
 
