@@ -63,6 +63,7 @@ TESTED_BY_SAMPLES = {
     "correct-bias": "test_correct_bias.py",
     "equalize": "test_equalize.py",
     "fold-softmax-bias": "test_fold_softmax_bias.py",
+    "plan-bits": "test_plan_bits.py",
     "relate-scales": "test_decisions.py",
     "shift-channels": "test_shift_channels.py",
     "split-input": "test_split_input.py",
