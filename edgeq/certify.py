@@ -6,8 +6,8 @@ is computed from its float result is "inherited", not reported again, and codes 
 any codes.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -27,13 +27,14 @@ from edgeq.exactness import (
 from edgeq.float_proofs import Reason, prove_float
 from edgeq.fused_proofs import prove_fused
 from edgeq.fusion_checks import is_requantization
-from edgeq.graph import constant
+from edgeq.graph import constant, int_attribute
 from edgeq.integer_proofs import prove_integer, prove_products
 from edgeq.longest import MAX_DIM
-from edgeq.numerics.affine import Codes, QParams
+from edgeq.numerics.affine import Codes, QParams, dequantize
+from edgeq.numerics.floating import format_of
 from edgeq.numerics.magnitudes import pieces
-from edgeq.numerics.qtype import QTYPES
-from edgeq.qdq import linear_group, operand, quantize_node
+from edgeq.numerics.qtype import TENSOR_TYPES
+from edgeq.qdq import is_float8, linear_group, operand, quantize_node
 from edgeq.rounded_exponentials import prove_rounded
 from edgeq.targeting import Capabilities
 
@@ -45,8 +46,8 @@ class Proof:
     Attributes:
         node: Its name, or that of its first output.
         op_type: Its operator.
-        kind: `integer`, `exact sum`, `ieee`, `enumerated`, `table`, `data movement`, `unproven`,
-            or `inherited`: the node adds nothing to the doubt about its inputs.
+        kind: `integer`, `exact sum`, `ieee`, `enumerated`, `table`, `data movement`, `kernel`,
+            `unproven`, or `inherited`: the node adds nothing to the doubt about its inputs.
         detail: The bound, the enumeration or the reason, in words.
     """
 
@@ -73,20 +74,27 @@ class Certificate:
         return tuple(p for p in self.proofs if p.kind == "unproven")
 
 
-def certify(model: ir.Model, capabilities: Capabilities, max_dim: int = MAX_DIM) -> Certificate:
+def certify(
+    model: ir.Model,
+    capabilities: Capabilities,
+    max_dim: int = MAX_DIM,
+    kernels: Collection[str] | None = None,
+) -> Certificate:
     """Return a proof, or the reason why there is none, for every node of the main graph.
 
     Args:
         model: The quantized model, shapes inferred: bounds of sums need the lengths of axes.
         capabilities: What the target's runtime fuses, and the weights that its CPUs multiply right.
         max_dim: No axis that the model leaves open is longer at run time.
+        kernels: For a graph that a runtime has fused already: the operators whose formulas are
+            known; all others run as they stand.
     """
     facts: dict[ir.Value, Fact] = {}
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         facts[value] = _given(value)
     proofs = []
     for node in model.graph:
-        reason = _prove(node, facts, capabilities, max_dim)
+        reason = _prove(node, facts, capabilities, max_dim, kernels)
         for output in node.outputs:
             facts[output] = _bounded(output, reason.fact)
         name = node.name or node.outputs[0].name or ""
@@ -95,18 +103,24 @@ def certify(model: ir.Model, capabilities: Capabilities, max_dim: int = MAX_DIM)
 
 
 def _prove(
-    node: ir.Node, facts: dict[ir.Value, Fact], capabilities: Capabilities, max_dim: int
+    node: ir.Node,
+    facts: dict[ir.Value, Fact],
+    capabilities: Capabilities,
+    max_dim: int,
+    kernels: Collection[str] | None,
 ) -> Reason:
     if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
         return Reason("unproven", "subgraphs are not examined", UNPROVEN)
     inputs = [None if v is None else _fact(v, facts) for v in node.inputs]
+    if kernels is not None and node.op_type in kernels:
+        return Reason("kernel", "a formula that was measured", DETERMINED)
     if node.domain:
         return Reason("unproven", f"operator of the domain {node.domain}", UNPROVEN)
     if node.op_type == "DequantizeLinear":
         return _dequantize(node, inputs)
     if node.op_type == "QuantizeLinear":
         return _quantize(node, capabilities)
-    group = linear_group(node)
+    group = linear_group(node) if kernels is None else None
     # Mul is linear by definition, but its fused kernel needs an enumeration of its own.
     if group is not None and not (node.op_type == "Mul" and "Mul" in capabilities.fused):
         return prove_integer(group, capabilities, max_dim)
@@ -123,7 +137,17 @@ def _prove(
         return Reason("inherited", "its inputs are not proven", UNPROVEN)
     if node.op_type == "MatMulInteger":
         return prove_products(node, max_dim)
-    return prove_float(node, inputs, max_dim)
+    found = prove_float(node, inputs, max_dim)
+    if found.kind == "unproven" and any(map(_reads_float8, node.inputs)):
+        return replace(found, detail=f"it multiplies 8-bit floats in float32: {found.detail}")
+    return found
+
+
+def _reads_float8(value: ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    if node is not None and node.op_type == "Sum" and len(node.inputs) == 1:
+        node = None if node.inputs[0] is None else node.inputs[0].producer()
+    return node is not None and node.op_type == "DequantizeLinear" and is_float8(node.inputs[0])
 
 
 def _fact(value: ir.Value, facts: dict[ir.Value, Fact]) -> Fact:
@@ -139,10 +163,11 @@ def _given(value: ir.Value) -> Fact:
 
 
 def _codes(value: ir.Value) -> Grid | None:
-    qtype = None if value.dtype is None else QTYPES.get(value.dtype.name.lower())
+    qtype = None if value.dtype is None else TENSOR_TYPES.get(value.dtype.name.lower())
     if qtype is None or qtype.bits > 16:
         return None
-    return Grid(1.0, float(qtype.qmin), float(qtype.qmax))
+    step = float(format_of(qtype.dtype).magnitudes[1]) if qtype.floating else 1.0
+    return Grid(step, float(qtype.qmin), float(qtype.qmax))
 
 
 def _bounded(value: ir.Value, fact: Fact) -> Fact:
@@ -163,6 +188,8 @@ def _dequantize(node: ir.Node, inputs: list[Fact | None]) -> Reason:
     if found is None:
         if constant(node.inputs[1]) is None:
             return Reason("ieee", f"{detail}, parameters computed at run time", DETERMINED)
+        if is_float8(node.inputs[0]):
+            return Reason("ieee", "one float32 product", _float8_reals(node, inputs[0]))
         return Reason("ieee", detail, DETERMINED)
     if found.array is not None:
         return Reason("ieee", detail, grid_of_parts(_reals(found.array, found.qparams)))
@@ -174,6 +201,21 @@ def _dequantize(node: ir.Node, inputs: list[Fact | None]) -> Reason:
     zeros = np.atleast_1d(found.qparams.zero_point)
     low, high = ((bound - zeros) * scale for bound in (codes.low, codes.high))
     return Reason("ieee", detail, Grid(float(scale.min()), float(low.min()), float(high.max())))
+
+
+def _float8_reals(node: ir.Node, codes: Fact | None) -> Fact:
+    """Return what 8-bit floats stand for: numbers times a constant scale."""
+    scale, numbers = constant(node.inputs[1]), constant(node.inputs[0])
+    if scale is None or scale.ndim > 1 or not np.all(np.frexp(scale)[0] == 0.5):
+        return DETERMINED
+    if numbers is not None:
+        along = scale if scale.size > 1 else scale.reshape(())
+        axis = int_attribute(node, "axis", 1) if scale.size > 1 else None
+        return grid_of(dequantize(numbers, along, np.zeros_like(along, np.int32), axis))
+    if not isinstance(codes, Grid):
+        return DETERMINED
+    small, large = float(scale.min()), float(scale.max())
+    return Grid(codes.step * small, codes.low * large, codes.high * large)
 
 
 def _reals(codes: Codes, qparams: QParams) -> Iterator[NDArray[np.float32]]:

@@ -1,13 +1,12 @@
 """What makes float nodes of a QDQ model depend on the CPU: sums off the grid, functions, tables.
 
-Each check yields (name of the value concerned, what was found) for one node.
+Each check yields a `Breach` for each place that it finds at one node.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 
+from edgeq.breach import Breach, Found
 from edgeq.functions import float64_function
 from edgeq.fused_proofs import fusion_proofs, quantized
 from edgeq.graph import constant, string_attribute
@@ -15,8 +14,6 @@ from edgeq.numerics.qtype import QTYPES
 from edgeq.proofs import certify_unary
 from edgeq.qdq import Operand, operand
 from edgeq.rounded_exponentials import prove_rounded
-
-Found = Iterator[tuple[str, str]]
 
 _SUMS = ("AveragePool", "ConvTranspose", "GlobalAveragePool", "ReduceMean", "ReduceSum", "Resize")
 
@@ -34,7 +31,7 @@ def off_grid_sum(node: ir.Node) -> Found:
         found = operand(value)
         if found is not None and not _dyadic(found):
             scale = float(np.atleast_1d(found.qparams.scale)[0])
-            yield (
+            yield Breach(
                 node.outputs[0].name or "",
                 f"sums values of {found.codes.name} with scale {scale:.9g}",
             )
@@ -54,11 +51,11 @@ def float_function(node: ir.Node) -> Found:
         return
     found = quantized(node)
     if found is None:
-        yield node.outputs[0].name or "", f"{node.op_type} in float32"
+        yield Breach(node.outputs[0].name or "", f"{node.op_type} in float32")
         return
     proof = certify_unary(function, found.inputs[0].qparams, found.y.qparams)
     if not proof.certain:
-        yield node.outputs[0].name or "", proof.detail
+        yield Breach(node.outputs[0].name or "", proof.detail)
 
 
 def gather_table(node: ir.Node) -> Found:
@@ -72,4 +69,4 @@ def gather_table(node: ir.Node) -> Found:
     source = index.producer()
     codes = source.inputs[0] if source is not None and source.op_type == "Cast" else index
     if codes is not None and codes.dtype is not None and codes.dtype.name.lower() in QTYPES:
-        yield node.outputs[0].name or "", f"reads the table {data.name} by {index.name}"
+        yield Breach(node.outputs[0].name or "", f"reads the table {data.name} by {index.name}")

@@ -1,16 +1,14 @@
 """What fused kernels and fusions of ONNX Runtime do to a QDQ model that its nodes do not say.
 
-Each check yields (name of the value concerned, what was found) for one node.
+Each check yields a `Breach` for each place that it finds at one node.
 """
-
-from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from edgeq.breach import Breach, Found
+from edgeq.cpus import with_kernels
 from edgeq.fused_proofs import fusion_proofs, quantized
 from edgeq.graph import sole_consumer
-
-Found = Iterator[tuple[str, str]]
 
 
 def unproven(node: ir.Node) -> Found:
@@ -20,7 +18,8 @@ def unproven(node: ir.Node) -> Found:
         return
     for proof in fusion_proofs(found):
         if not proof.equal:
-            yield node.outputs[0].name or "", proof.detail
+            cpus = with_kernels(*(d.cpu for d in proof.disagreements))
+            yield Breach(node.outputs[0].name or "", proof.detail, cpus)
 
 
 def softmax(node: ir.Node) -> Found:
@@ -30,7 +29,7 @@ def softmax(node: ir.Node) -> Found:
     found = quantized(node)
     if found is not None:
         scale = float(found.y.qparams.scale)
-        yield (
+        yield Breach(
             node.outputs[0].name or "",
             f"1 / scale = {1 / scale:g} of the result is cut to an integer",
         )
@@ -40,7 +39,9 @@ def requantization(node: ir.Node) -> Found:
     """Find the second of two QuantizeLinear nodes that ONNX Runtime merges."""
     if not is_requantization(node):
         return
-    yield node.outputs[0].name or "", "quantizes what another QuantizeLinear has just quantized"
+    yield Breach(
+        node.outputs[0].name or "", "quantizes what another QuantizeLinear has just quantized"
+    )
 
 
 def is_requantization(node: ir.Node) -> bool:

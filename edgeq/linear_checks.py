@@ -1,19 +1,19 @@
 """What keeps linear ops (Conv, Gemm, MatMul) from running as exact integer kernels.
 
-Each check yields (name of the value concerned, what was found) for one node.
+Each check yields a `Breach` for each place that it finds at one node.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeq.breach import Breach, Found
+from edgeq.cpus import ARM64, OVERFLOWING
 from edgeq.graph import constant, consumers, int_attribute, sole_consumer
-from edgeq.qdq import Operand, limit_behind, operand, quantize_node
+from edgeq.numerics.saturating import saturable
+from edgeq.qdq import Operand, limit_behind, linear_group, operand, quantize_node
 from edgeq.roles import activation_inputs
 
-Found = Iterator[tuple[str, str]]
 LINEAR = ("Conv", "Gemm", "MatMul")
 # Fused between codes, all of one scale each.
 ONE_SCALE = (
@@ -36,17 +36,26 @@ def _name(value: ir.Value | None) -> str:
 
 
 def int8_activation(node: ir.Node) -> Found:
-    """Find int8 on the left side of a linear op."""
+    """Find int8 on the left side of a linear op that ONNX Runtime cannot turn to uint8 on x86.
+
+    It turns a QuantizeLinear and the one DequantizeLinear behind it, where nobody else reads.
+    """
     found = _operands(node)
-    if found is not None and found[0].qparams.qtype.name == "int8":
-        yield _name(found[0].codes), "the activation is int8"
+    if found is None or found[0].qparams.qtype.name != "int8":
+        return
+    codes, reals = found[0].codes, found[0].node.outputs[0]
+    made = codes.producer()
+    if made is None or made.op_type != "QuantizeLinear":
+        yield Breach(_name(codes), "the activation is int8, and comes from outside")
+    elif codes.is_graph_output() or len(codes.uses()) * len(reals.uses()) > 1:
+        yield Breach(_name(codes), "the activation is int8, and has several readers")
 
 
 def int8_right_side(node: ir.Node) -> Found:
     """Find int8 on the right side of a MatMul that computes it at run time."""
     found = _operands(node)
     if found is not None and found[1].array is None and found[1].qparams.qtype.name == "int8":
-        yield _name(found[1].codes), "the right side is computed at run time and is int8"
+        yield Breach(_name(found[1].codes), "the right side is computed at run time and is int8")
 
 
 def _int8_weight(node: ir.Node) -> tuple[str, NDArray[np.int8]] | None:
@@ -62,7 +71,8 @@ def weight_range(node: ir.Node) -> Found:
     found = _int8_weight(node)
     count = 0 if found is None else int(np.count_nonzero(found[1] == -128))
     if found is not None and count:
-        yield found[0], f"{count} of {found[1].size} weights are -128"
+        cpus = ARM64 if _depthwise(node) else OVERFLOWING
+        yield Breach(found[0], f"{count} of {found[1].size} weights are -128", cpus)
 
 
 def saturating_pairs(node: ir.Node) -> Found:
@@ -71,8 +81,28 @@ def saturating_pairs(node: ir.Node) -> Found:
     if found is None or operands is None or operands[0].qparams.qtype.name != "uint8":
         return
     largest = int(np.abs(found[1].astype(np.int16)).max())
-    if largest > SAFE_PAIR:
-        yield found[0], f"weights reach {largest}: session.x64quantprecision=1 is needed"
+    if largest > SAFE_PAIR and not _depthwise(node) and _saturable(node, found[1]):
+        yield Breach(found[0], f"weights reach {largest}: session.x64quantprecision=1 is needed")
+
+
+def _depthwise(node: ir.Node) -> bool:
+    """Whether a kernel of its own runs, which multiplies channel by channel."""
+    shape = None if node.inputs[1] is None else node.inputs[1].shape
+    group = int_attribute(node, "group", 1)
+    return node.op_type == "Conv" and shape is not None and shape[0] == group and shape[1] == 1
+
+
+def _saturable(node: ir.Node, weights: NDArray[np.int8]) -> bool:
+    """Whether any two weights that a kernel multiplies together can saturate.
+
+    They lie beside each other along the channels of the input, then the window.
+    """
+    if node.op_type == "Conv":
+        rows = np.moveaxis(weights, 1, -1).reshape(len(weights), -1).T
+    else:
+        rows = weights.T if int_attribute(node, "transB", 0) else weights
+    even = rows[..., : rows.shape[-2] // 2 * 2, :]
+    return bool(saturable(even[..., ::2, :], even[..., 1::2, :]).any())
 
 
 def matmul_bias(node: ir.Node) -> Found:
@@ -86,7 +116,7 @@ def matmul_bias(node: ir.Node) -> Found:
     for value in reader.inputs:
         bias = operand(value)
         if constant(value) is not None or (bias is not None and bias.array is not None):
-            yield _name(value), f"the bias is added by {reader.name or 'an Add'}"
+            yield Breach(_name(value), f"the bias is added by {reader.name or 'an Add'}")
 
 
 def zero_point_missing(node: ir.Node) -> Found:
@@ -96,7 +126,7 @@ def zero_point_missing(node: ir.Node) -> Found:
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         return
     if any(reader.op_type in LINEAR for reader in consumers(node.outputs[0])):
-        yield _name(node.inputs[0]), "its DequantizeLinear has no zero_point input"
+        yield Breach(_name(node.inputs[0]), "its DequantizeLinear has no zero_point input")
 
 
 def per_axis_activation(node: ir.Node) -> Found:
@@ -105,7 +135,7 @@ def per_axis_activation(node: ir.Node) -> Found:
         return
     scale = constant(node.inputs[1])
     if scale is not None and scale.ndim == 1 and scale.size > 1:
-        yield _name(node.inputs[0]), f"{scale.size} scales, along axis {_axis(node)}"
+        yield Breach(_name(node.inputs[0]), f"{scale.size} scales, along axis {_axis(node)}")
 
 
 def per_axis_result(node: ir.Node) -> Found:
@@ -117,7 +147,7 @@ def per_axis_result(node: ir.Node) -> Found:
     for reader in consumers(node.outputs[0]):
         scale = constant(reader.inputs[1]) if reader.op_type == "QuantizeLinear" else None
         if scale is not None and scale.ndim == 1 and scale.size > 1:
-            yield _name(node.outputs[0]), f"{scale.size} scales, along axis {_axis(reader)}"
+            yield Breach(_name(node.outputs[0]), f"{scale.size} scales, along axis {_axis(reader)}")
 
 
 def _axis(node: ir.Node) -> int:
@@ -132,6 +162,44 @@ def _bias(node: ir.Node) -> tuple[str, Operand, Operand, Operand] | None:
     return _name(bias.codes), found[0], found[1], bias
 
 
+def float_product(node: ir.Node) -> Found:
+    """Find a linear op that runs in float beside quantized ones, and say what keeps it there.
+
+    Where both sides are integers times powers of two its sums are exact, whatever their order.
+    """
+    if node.op_type not in LINEAR or node.domain or linear_group(node) is not None:
+        return
+    x, w = operand(node.inputs[0]), operand(node.inputs[1])
+    if x is not None and w is not None and all(_dyadic(side) for side in (x, w)):
+        return
+    reason = _why_float(node, x, w)
+    if reason:
+        yield Breach(_name(node.outputs[0]), f"{node.op_type} in float32: {reason}")
+
+
+def _dyadic(side: Operand) -> bool:
+    return bool(np.all(np.frexp(np.atleast_1d(side.qparams.scale))[0] == 0.5))
+
+
+def _why_float(node: ir.Node, x: Operand | None, w: Operand | None) -> str:
+    """Return what keeps a linear op in float; empty where another rule says so."""
+    if x is None:
+        return "its input does not come straight from a DequantizeLinear"
+    if w is None:
+        return "its weights do not come straight from a DequantizeLinear"
+    if x.qparams.axis is not None:
+        return ""  # per-axis-activation
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and operand(bias) is None:
+        return "its bias is not int32"
+    reader = sole_consumer(node.outputs[0])
+    if reader is None:
+        return "its result has several readers, or none that quantizes it"
+    if reader.op_type != "QuantizeLinear" and node.op_type != "MatMul":
+        return "" if reader.op_type in ("Clip", "Relu") else f"{reader.op_type} reads its result"
+    return ""
+
+
 def bias_scale(node: ir.Node) -> Found:
     """Find a bias whose scale is not that of the accumulator."""
     found = _bias(node)
@@ -142,9 +210,9 @@ def bias_scale(node: ir.Node) -> Found:
     scale = bias.qparams.scale
     fits = expected.size in (1, scale.size) or scale.size == 1
     if not fits or not np.all(expected == scale):
-        yield name, f"scale {_first(scale)}, the accumulator's is {_first(expected)}"
+        yield Breach(name, f"scale {_first(scale)}, the accumulator's is {_first(expected)}")
     if np.any(bias.qparams.zero_point):
-        yield name, "the zero point is not 0"
+        yield Breach(name, "the zero point is not 0")
 
 
 def _first(scale: NDArray[np.float32]) -> str:
@@ -158,7 +226,7 @@ def bias_range(node: ir.Node) -> Found:
         return
     largest = int(np.abs(found[3].array.astype(np.int64)).max())
     if largest > BIAS_LIMIT:
-        yield found[0], f"codes reach {largest}"
+        yield Breach(found[0], f"codes reach {largest}")
 
 
 def denormal(node: ir.Node) -> Found:
@@ -168,7 +236,7 @@ def denormal(node: ir.Node) -> Found:
         if scale is not None and scale.size and scale.dtype == np.float32:
             smallest = float(np.abs(scale).min())
             if smallest < TINY:
-                yield _name(node.inputs[1]), f"scale {smallest:g}"
+                yield Breach(_name(node.inputs[1]), f"scale {smallest:g}")
         return
     found, reader = _operands(node), sole_consumer(node.outputs[0])
     y = None if reader is None else quantize_node(reader)
@@ -177,7 +245,7 @@ def denormal(node: ir.Node) -> Found:
     product = np.asarray(found[0].qparams.scale * found[1].qparams.scale, np.float32)
     smallest = min(float(product.min()), float((product / y.qparams.scale).min()))
     if smallest < TINY:
-        yield _name(node.outputs[0]), f"multiplier {smallest:g}"
+        yield Breach(_name(node.outputs[0]), f"multiplier {smallest:g}")
 
 
 def clip_behind(node: ir.Node) -> Found:
@@ -189,7 +257,9 @@ def clip_behind(node: ir.Node) -> Found:
     y = None if reader is None else quantize_node(reader)
     if y is None:
         if limit_behind(node) is not None:
-            yield _name(clip.outputs[0]), f"nothing quantizes the result of the {clip.op_type}"
+            yield Breach(
+                _name(clip.outputs[0]), f"nothing quantizes the result of the {clip.op_type}"
+            )
         return
     low, high = y.qparams.range
     limits = [0.0, np.inf]
@@ -201,7 +271,7 @@ def clip_behind(node: ir.Node) -> Found:
                 limits[index] = float(array.reshape(()))
     if limits[0] > low or limits[1] < high:
         given = f"[{limits[0]:g}, {limits[1]:g}]"
-        yield (
+        yield Breach(
             _name(clip.outputs[0]),
             f"{clip.op_type} to {given} cuts the range [{low:g}, {high:g}]",
         )

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from edgeq.breach import Breach
+from edgeq.cpus import in_words
+from edgeq.graph import clone, constant
+from edgeq.passes.store_codes import store_codes
 from edgeq.rules import RULES, Rule
 from edgeq.targeting import Capabilities
 
@@ -21,7 +25,8 @@ class Finding:
         detail: What was found.
         reason: What happens.
         remedy: What to write instead.
-        cpus: Where it happens, separated by commas.
+        cpus: Where it happens, as `edgeq.cpus` names them, separated by commas.
+        rewrite: The passes of `edgeq lint --fix` that write it by the rule; empty if none can.
     """
 
     rule: str
@@ -31,6 +36,7 @@ class Finding:
     reason: str
     remedy: str
     cpus: str
+    rewrite: str = ""
 
     def as_json(self) -> dict[str, str]:
         """Return the fields, all texts."""
@@ -38,7 +44,12 @@ class Finding:
 
     def __str__(self) -> str:
         place = f"node {self.node!r}, value {self.value!r}"
-        return f"{self.rule}: {place}: {self.detail}. {self.reason} ({self.cpus}) {self.remedy}"
+        return f"{self.rule}: {place}: {self.detail}. {self.reason} ({self.where}) {self.remedy}"
+
+    @property
+    def where(self) -> str:
+        """The CPUs, in words."""
+        return in_words(self.cpus.split(", "))
 
 
 def lint(
@@ -46,25 +57,37 @@ def lint(
 ) -> tuple[Finding, ...]:
     """Return every place where `model` breaks a rule, in graph order.
 
+    Weights that are quantized in the graph are read as their codes.
+
     Args:
         model: A QDQ model of any tool; shapes inferred, or the sizes of images are not known.
         capabilities: Of the target; rules that its session options satisfy are left out.
         rules: Which rules to hold against the model.
     """
+    if any(_quantizes_constant(node) for node in model.graph):
+        model = clone(model)
+        store_codes(model)
     options = capabilities.session_options
     open_rules = [r for r in rules if not (r.option and options.get(r.option) == "1")]
     return tuple(
-        _finding(rule, node, value, detail)
+        _finding(rule, node, breach)
         for node in model.graph
         for rule in open_rules
-        for value, detail in rule.check(node)
+        for breach in rule.check(node)
     )
 
 
-def _finding(rule: Rule, node: ir.Node, value: str, detail: str) -> Finding:
-    cpus = ", ".join(rule.cpus)
+def _quantizes_constant(node: ir.Node) -> bool:
+    return node.op_type == "QuantizeLinear" and constant(node.inputs[0]) is not None
+
+
+def _finding(rule: Rule, node: ir.Node, breach: Breach) -> Finding:
     name = node.name or node.outputs[0].name or ""
-    return Finding(rule.id, name, value, detail, rule.reason, rule.remedy, cpus)
+    return Finding(
+        *(rule.id, name, breach.value, breach.detail, rule.reason, rule.remedy),
+        cpus=", ".join(breach.cpus or rule.cpus),
+        rewrite=rule.rewrite,
+    )
 
 
 def to_text(findings: tuple[Finding, ...]) -> str:
@@ -74,7 +97,8 @@ def to_text(findings: tuple[Finding, ...]) -> str:
         places = [f for f in findings if f.rule == rule.id]
         if not places:
             continue
-        lines += [f"{rule.id}: {rule.summary}", f"  why: {rule.reason} ({', '.join(rule.cpus)})"]
-        lines += [f"  do:  {rule.remedy}"]
-        lines += [f"  - {f.node} ({f.value}): {f.detail}" for f in places]
+        fixed = " (--fix does)" if rule.rewrite else ""
+        lines += [f"{rule.id}: {rule.summary}", f"  why: {rule.reason}"]
+        lines += [f"  do:  {rule.remedy}{fixed}"]
+        lines += [f"  - {f.node} ({f.value}): {f.detail}; on {f.where}" for f in places]
     return "\n".join(lines)

@@ -5,14 +5,14 @@ evidence was measured with ONNX Runtime 1.31 on x86 with and without VNNI, and o
 Arm cores; `tests/test_rules.py` breaks each rule and shows the bits that differ.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from edgeq import float_checks, fusion_checks, linear_checks
-
-ALL_CPUS = ("x86", "Arm")
+from edgeq.breach import Found
+from edgeq.cpus import ALL, OVERFLOWING, SATURATING, X86
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Rule:
         summary: What must hold.
         reason: What happens otherwise.
         remedy: What to write instead.
-        cpus: Where it happens.
-        check: Yields, for one node, (name of the value concerned, what was found).
+        cpus: Where it happens, as `edgeq.cpus` names them, unless the check says otherwise.
+        check: Yields what it finds at one node.
+        rewrite: The passes that write a model by the rule; empty if none can.
         option: The session option whose value "1" satisfies the rule; empty if there is none.
     """
 
@@ -34,7 +35,8 @@ class Rule:
     reason: str
     remedy: str
     cpus: tuple[str, ...]
-    check: Callable[[ir.Node], Iterator[tuple[str, str]]]
+    check: Callable[[ir.Node], Found]
+    rewrite: str = ""
     option: str = ""
 
 
@@ -42,28 +44,32 @@ RULES = (
     Rule(
         "uint8-activations",
         "Activations are uint8.",
-        "int8 activations stay float on x86 where they have several readers or come from outside,"
-        " and run as s8 * s8 on Arm.",
+        "int8 activations stay float on x86 where they have several readers or come from outside;"
+        " Arm multiplies integers.",
         "Quantize activations to uint8.",
-        ALL_CPUS,
+        X86,
         linear_checks.int8_activation,
+        "unsigned-codes",
     ),
     Rule(
         "weight-range",
         "int8 weights lie within [-127, 127].",
-        "Two products of -128 * -128 overflow the 16-bit sums of Arm CPUs without dot product.",
-        "Choose symmetric weight scales that leave -128 unused.",
-        ("Arm without dot product",),
+        "Two products of -128 * -128 overflow the 16-bit sums of Arm CPUs without dot product, and"
+        " those of depthwise Convs on every Arm.",
+        "Choose symmetric weight scales that leave -128 unused, or store weights as uint8.",
+        OVERFLOWING,
         linear_checks.weight_range,
+        "unsigned-codes",
     ),
     Rule(
         "x64quantprecision",
         "Sessions of models with int8 weights beyond 64 set session.x64quantprecision=1.",
         "x86 CPUs without VNNI saturate the sum of two u8 * s8 products to 16 bits: 6 to 84 % of"
         " the results are wrong.",
-        "Set the session option, or limit weights to [-64, 64].",
-        ("x86 without VNNI",),
+        "Set the session option, limit weights to [-64, 64], or store them as uint8.",
+        SATURATING,
         linear_checks.saturating_pairs,
+        "unsigned-codes",
         "session.x64quantprecision",
     ),
     Rule(
@@ -71,8 +77,9 @@ RULES = (
         "A right-hand side computed at run time is uint8.",
         "u8 * s8 saturates on x86 without VNNI, whatever the session options.",
         "Quantize it to uint8.",
-        ("x86 without VNNI",),
+        SATURATING,
         linear_checks.int8_right_side,
+        "unsigned-codes",
     ),
     Rule(
         "matmul-bias",
@@ -80,7 +87,7 @@ RULES = (
         "MatMul and Add run as MatMulIntegerToFloat, whose multiply-add is fused on some CPUs, or"
         " as a float Gemm, whose bits depend on the batch size.",
         "Reshape - Gemm - Reshape, with an int32 bias.",
-        ALL_CPUS,
+        ALL,
         linear_checks.matmul_bias,
     ),
     Rule(
@@ -88,40 +95,53 @@ RULES = (
         "Every DequantizeLinear has its zero_point input.",
         "Without it a Gemm stays float.",
         "Add the input, also where it is zero.",
-        ALL_CPUS,
+        ALL,
         linear_checks.zero_point_missing,
+        "zero-points",
     ),
     Rule(
         "per-axis-activation",
         "Activations are dequantized per tensor.",
-        "The op fuses, and the kernel then refuses the parameters at run time.",
-        "Use one scale per tensor.",
-        ALL_CPUS,
+        "The op stays float, or fuses into a kernel that refuses the parameters at run time.",
+        "Use one scale per tensor; weights on both sides can hold those of the channels.",
+        ALL,
         linear_checks.per_axis_activation,
+        "move-channel-scales",
     ),
     Rule(
         "per-axis-result",
         "What a fused kernel can make is quantized per tensor.",
-        "The op fuses. Its kernel then refuses the parameters at run time, or takes the first of"
-        " the scales for all channels: Softmax does.",
+        "The op stays float, or fuses into a kernel that refuses the parameters at run time, or"
+        " takes the first of the scales for all channels: Softmax does.",
         "Use one scale per tensor.",
-        ALL_CPUS,
+        ALL,
         linear_checks.per_axis_result,
+        "move-channel-scales",
+    ),
+    Rule(
+        "float-product",
+        "Linear ops on quantized weights run on integers.",
+        "In float, the order in which products are added is each CPU's, and so are the last bits.",
+        "Quantize the input, the weights, the bias (int32) and the result, with nothing between.",
+        ALL,
+        linear_checks.float_product,
+        "dequantize-late, fold-clip, integer-biases, prove-fused",
     ),
     Rule(
         "bias-scale",
         "A bias is int32 with scale float32(sx * sw) and zero point 0.",
         "With another scale the op does not fuse: float arithmetic runs.",
         "Quantize the bias with exactly this scale.",
-        ALL_CPUS,
+        ALL,
         linear_checks.bias_scale,
+        "integer-biases",
     ),
     Rule(
         "bias-range",
         "Bias codes stay within 2**30.",
         "The int32 accumulator wraps around.",
         "Give channels with tiny weights a scale floor.",
-        ALL_CPUS,
+        ALL,
         linear_checks.bias_range,
     ),
     Rule(
@@ -129,7 +149,7 @@ RULES = (
         "No scale and no multiplier is denormal.",
         "Armv7 NEON flushes denormal numbers to zero.",
         "Give dead channels a scale floor.",
-        ("Armv7",),
+        ("armv7",),
         linear_checks.denormal,
     ),
     Rule(
@@ -138,8 +158,9 @@ RULES = (
         " QuantizeLinear, and none behind a Gemm whose result is not quantized.",
         "It keeps the op from fusing: float arithmetic runs instead.",
         "Choose the range so that it is redundant, or clip the codes; limit reals by Max and Min.",
-        ALL_CPUS,
+        ALL,
         linear_checks.clip_behind,
+        "fold-clip, prove-fused",
     ),
     Rule(
         "fused-without-proof",
@@ -148,16 +169,18 @@ RULES = (
         " halves away from zero on Arm, or multiply by a rounded reciprocal.",
         "Relate the scales by odd multiples, use Sum instead of Add, ReduceMean in units instead of"
         " GlobalAveragePool, or move the output scale by an ulp.",
-        ALL_CPUS,
+        ALL,
         fusion_checks.unproven,
+        "unit-scales, prove-fused",
     ),
     Rule(
         "fused-softmax",
         "Softmax does not stand between DequantizeLinear and QuantizeLinear.",
         "QLinearSoftmax multiplies by floor(1 / sy): wrong unless that is an integer.",
         "Write it with a table of integers, ReduceSum and Div.",
-        ALL_CPUS,
+        ALL,
         fusion_checks.softmax,
+        "exact-softmax",
     ),
     Rule(
         "requantization",
@@ -166,32 +189,34 @@ RULES = (
         " into one pair with other parameters, unless a value in between has other readers: adding"
         " a tap hides it.",
         "Quantize once, or set session.disable_double_qdq_remover=1.",
-        ALL_CPUS,
+        ALL,
         fusion_checks.requantization,
-        "session.disable_double_qdq_remover",
+        option="session.disable_double_qdq_remover",
     ),
     Rule(
         "off-grid-sum",
         "Values are summed in units: integers times a power of two.",
         "A float sum rounds at every step, in an order that each CPU chooses.",
         "Dequantize with scale 1, and apply the scale in the QuantizeLinear behind.",
-        ALL_CPUS,
+        ALL,
         float_checks.off_grid_sum,
+        "unit-scales",
     ),
     Rule(
         "float-function",
         "Functions that IEEE does not define keep 1/64 LSB from rounding ties, or are tables.",
         "The last bits of exp, erf and tanh differ between CPUs.",
         "A table of 256 entries, read by Cast and GatherElements.",
-        ALL_CPUS,
+        ALL,
         float_checks.float_function,
+        "tabulate",
     ),
     Rule(
         "gather-table",
         "Tables are read by GatherElements.",
         "Gather copies slices: nine times slower for single elements.",
         "Reshape - Cast - GatherElements - Reshape.",
-        ALL_CPUS,
+        ALL,
         float_checks.gather_table,
     ),
 )

@@ -21,7 +21,7 @@ LAYERS = {
     "facade": "edgeq",
     "errors": "errors steps",
     "check": "check check_*",
-    "numerics": "numerics numerics.*",
+    "numerics": "numerics numerics.* cpus",
     "graph": "graph onnx_api exactness dims folding linear_weights pool_counts tensor_check"
     " stored_codes writing fused_operators fused_activations fused_attention fused_attention_of_ort"
     " fused_normalizations fused_products attention_masks attention_spelling rotary_embedding"
@@ -38,22 +38,23 @@ LAYERS = {
     "operators": "operators operators.* float_sums",
     "simulate": "axis_sources simulate stimuli fidelity softmax_bias quantized_attention trajectory"
     " index_tables",
-    "in and out": "runtime npz feeds spool user_code data metrics language load export source"
+    "in and out": "runtime optimized npz feeds spool user_code data metrics language load export source"
     " model_file observe"
     " histogram buckets clip_ratio statistics clipping entropy weight_range weight_codes"
     " float_search float_weight calibrate seen_inputs bit_noise checkpoint device"
     " channel_samples channel_shifts",
     "targeting": "by_name targeting memory_use",
-    "passing": "passing bit_layers bit_measure tasks request request_names"
+    "passing": "passing bit_layers bit_measure tasks noise_sources request request_names"
     " channel_sites channel_noise"
     " proofs code_plan seen_values softmax_bias_form softmax_row_form",
     "learning": "learning learning.*",
     "tvm": "tvm tvm.*",
     "passes!": "passes passes.* targets targets.*",
     "verify": "certify tolerance verify float_proofs fused_proofs integer_proofs"
-    " rounded_exponentials rules lint float_checks fusion_checks linear_checks",
-    "bundle": "manifest golden report read_report trajectory_chart bundle evidence",
-    "compile": "compile compile_report compiled compare inspect measure scores opening"
+    " rounded_exponentials rules lint float_checks fusion_checks linear_checks breach fix predict",
+    "bundle": "manifest golden report report_page report_schema report_view read_report"
+    " value_histogram charts bundle evidence",
+    "compile": "compile compile_report compiled operator_rows compare inspect measure scores opening"
     " stimulus_feeds float_islands cluster workers bit_sensitivity",
     "interface": "api bundle_check",
     "diffusion": "diffusion diffusion.*",
@@ -63,6 +64,7 @@ LAYERS = {
 # Libraries that are slow to import, or an extra: the modules that may import them.
 OWNERS = {
     "torch": {"edgeq.device", "edgeq.export", "edgeq.learning.*", "edgeq.diffusion.schedulers"},
+    "matplotlib": {"edgeq.charts"},
     "distributed": {"edgeq.cluster"},
     "diffusers": {"edgeq.diffusion.schedulers"},
     "PIL": {"edgeq.diffusion.image_grid"},
@@ -181,7 +183,7 @@ def test_nothing_is_imported_in_a_circle():
 
 
 def test_the_check_needs_little():
-    group = {m: text for m, text in SOURCES.items() if m.startswith("edgeq.check")}
+    group = {m: text for m, text in SOURCES.items() if m == "edgeq.check" or m.startswith("edgeq.check_")}
     found = {name for text in group.values() for name, _ in imports(ast.parse(text), set(SOURCES))}
     outside = {name for name in found if name not in group}
     assert {n.partition(".")[0] for n in outside} - set(sys.stdlib_module_names) <= STANDALONE

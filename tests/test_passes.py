@@ -55,7 +55,10 @@ FLOAT_PASSES = (
     "linear-form", "pad-channels", "scale-scores", "select-early", "tabulate-index",
 )  # fmt: skip
 # What they leave is the same function, bit by bit.
-EXACT_PASSES = ("conv-transpose", "fold-clip", "lower-prelu")
+EXACT_PASSES = (
+    "conv-transpose", "dequantize-late", "fold-clip", "lower-prelu", "store-codes",
+    "unsigned-codes", "zero-points",
+)  # fmt: skip
 # They decide by samples, or by the decisions of others: tables of texts show nothing.
 TESTED_BY_SAMPLES = {
     "align-scales": "test_equalize.py",

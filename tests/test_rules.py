@@ -280,3 +280,12 @@ def test_a_clip_that_cuts_the_range_unfuses_the_conv(tmp_path: Path) -> None:
     wide = conv(body, low=f32(-1000), high=f32(1000))
     assert findings(wide, "clip-before-quantize") == []
     assert "QLinearConv" in kernels(wide, tmp_path)
+
+
+def test_a_linear_op_beside_quantized_ones_that_runs_in_float() -> None:
+    body = CONV.replace("y = Quant", "r = Neg(c) y = Quant").replace("(c, sy", "(r, sy")
+    proto = conv(body)
+    assert "Neg reads its result" in breaks(proto, "float-product").detail
+    assert differing(proto, {"x": X}) > 0 and findings(conv(), "float-product") == []
+    units = conv(body, sx=f32(1), sw=f32(1 / 4), sy=f32(100))  # exact, whatever its order
+    assert findings(units, "float-product") == [] and differing(units, {"x": X}) == 0

@@ -104,23 +104,48 @@ def compare(
 
 def lint(
     model: Annotated[str, typer.Argument(help="Any QDQ model, or bundle.", show_default=False)],
+    fixed: Annotated[
+        bool, typer.Option("--fix", help="Write the model by the rules, to -o.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help=".onnx file, for --fix.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Hold the rules that keep bits the same on every CPU against any QDQ model."""
     from edgeq.bundle import open_bundle
+    from edgeq.fix import fix
+    from edgeq.graph import to_bytes
     from edgeq.lint import lint as find
     from edgeq.lint import to_text
     from edgeq.opening import open_model
     from edgeq.targeting import Capabilities
 
+    if fixed != (output is not None):
+        raise DataError("--fix and -o go together: the model is not changed where it is")
+    if output is not None:
+        check_file(output, ".onnx", force=force)
     # What a session option remedies is no finding where a bundle sets the option.
     options = open_bundle(model).manifest.session_options if Path(model).is_dir() else {}
-    findings = find(open_model(model), Capabilities(session_options=options))
+    opened, capabilities = open_model(model), Capabilities(session_options=options)
+    findings = find(opened, capabilities)
+    entry: dict[str, object] = {"model": model, "findings": [f.as_json() for f in findings]}
+    text = to_text(findings) or "no rule is broken"
+    if output is not None:
+        made = fix(opened, capabilities)
+        write_file(output, to_bytes(opened))
+        done = {record.name: record.rewrites for record in made.records}
+        broken, findings = len(findings), made.left
+        entry |= {"output": str(output), "rewrites": done}
+        entry["left"] = [finding.as_json() for finding in findings]
+        passes = ", ".join(f"{name} {count}" for name, count in done.items()) or "none"
+        text = f"{to_text(findings)}\n" if findings else ""
+        text += f"{broken} findings, {len(findings)} left; rewrites: {passes}\n{output}"
     if as_json:
-        entries = [finding.as_json() for finding in findings]
-        print_json({"model": model, "findings": entries})
+        print_json(entry)
     else:
-        print(to_text(findings) or "no rule is broken")
+        print(text)
     raise typer.Exit(1 if findings else 0)
 
 
