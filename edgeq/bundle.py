@@ -28,7 +28,8 @@ from edgeq.manifest import Manifest, VersionRange, load_manifest
 from edgeq.numerics.affine import dequantize, quantize
 from edgeq.numerics.qtype import QTYPES
 from edgeq.read_report import read_report
-from edgeq.report import Report, render_html, render_json
+from edgeq.report import Report, render_json
+from edgeq.report_page import render_html
 from edgeq.targeting import Artifact
 from edgeq.trajectory import TrajectoryComparison
 

@@ -1,5 +1,7 @@
 """What a compilation found, put into the report and the manifest."""
 
+import dataclasses
+import inspect
 from collections import Counter
 from collections.abc import Mapping
 
@@ -15,23 +17,31 @@ from edgeq.manifest import (
     SampleInfo,
     TensorInfo,
 )
+from edgeq.metrics import find_metric
+from edgeq.operator_rows import operator_rows
+from edgeq.passing import find_pass, parse_steps
 from edgeq.report import (
     BucketRow,
     BucketTable,
     MetricRow,
     PassRow,
-    ProofRow,
     Report,
     VerdictRow,
+    alike,
+    worst_first,
 )
 from edgeq.targeting import Target
+from edgeq.value_histogram import ValueHistogram, value_histogram
 from edgeq.versions import versions
+
+HISTOGRAMS = 12  # in a report, at most
 
 
 def build_report(compiled: Compiled, target: Target) -> Report:
     """Return the report of a compilation."""
     context, source = compiled.context, compiled.source
     assert context.reference is not None
+    tail = float_tail(compiled.model, compiled.certificate)
     return Report(
         model=source.name,
         target=target.name(),
@@ -53,15 +63,20 @@ def build_report(compiled: Compiled, target: Target) -> Report:
         weights_deployed=weight_bytes(compiled.model),
         metrics=_metric_rows(compiled.metrics),
         layers=compiled.sweep.fidelities,
+        histograms=_worst_histograms(compiled),
         softmaxes=tuple(context.softmax_rows),
+        bits=tuple(context.bit_choices),
         kernels=compiled.kernels,
-        certificate=tuple(
-            ProofRow(p.node, p.op_type, p.kind, p.detail) for p in compiled.certificate.proofs
+        operators=operator_rows(
+            compiled.model,
+            compiled.certificate,
+            target.placement(compiled.model),
+            (*tail, *compiled.islands),
         ),
-        passes=tuple(PassRow(r.name, r.rewrites) for r in compiled.records),
-        notes=(*(("load", note) for note in source.notes), *context.notes),
+        passes=_pass_rows(compiled),
+        notes=_other_notes(compiled),
         islands=compiled.islands,
-        tail=float_tail(compiled.model, compiled.certificate),
+        tail=tail,
         versions=versions(),
         memory=target.memory(compiled.model),
         verified_on=target.verified_on,
@@ -101,6 +116,47 @@ def build_manifest(compiled: Compiled, target: Target) -> Manifest:
     )
 
 
+def _worst_histograms(compiled: Compiled) -> tuple[ValueHistogram, ...]:
+    """Return the histograms of the worst tensors that have codes of one range, worst first."""
+    calibration, qparams = compiled.context.calibration, compiled.context.qparams
+    assert calibration is not None
+    found: dict[str, ValueHistogram] = {}
+    codes = compiled.sweep.codes
+    for layer, *_ in alike(worst_first(compiled.sweep.fidelities)):
+        name = layer.name
+        seen, chosen = calibration.statistics.get(name), qparams.get(name)
+        if seen is None or chosen is None or chosen.axis is not None or name not in codes:
+            continue
+        if seen.count and len(found) < HISTOGRAMS and name not in found:
+            span = seen.low, seen.high
+            found[name] = value_histogram(name, seen.histogram, span, codes[name], chosen)
+    return tuple(found.values())
+
+
+def _pass_rows(compiled: Compiled) -> tuple[PassRow, ...]:
+    """Return what each pass did; its notes are those that name it as their subject."""
+    notes: dict[str, list[str]] = {}
+    for subject, text in compiled.context.notes:
+        notes.setdefault(subject, []).append(text)
+    rows = []
+    for record in compiled.records:
+        (step,) = parse_steps(record.name)
+        said = tuple(notes.pop(step.name, ()))  # once, where a pass runs twice
+        rows.append(PassRow(record.name, record.rewrites, said, _summary(step.name)))
+    return tuple(rows)
+
+
+def _summary(name: str) -> str:
+    """Return the first line of what a pass says about itself."""
+    return (inspect.getdoc(inspect.getmodule(find_pass(name))) or "").partition("\n")[0]
+
+
+def _other_notes(compiled: Compiled) -> tuple[tuple[str, str], ...]:
+    names = {step.name for record in compiled.records for step in parse_steps(record.name)}
+    notes = [(subject, text) for subject, text in compiled.context.notes if subject not in names]
+    return (*(("load", note) for note in compiled.source.notes), *notes)
+
+
 def _bucket_table(compiled: Compiled) -> BucketTable | None:
     calibration = compiled.context.calibration
     assert calibration is not None
@@ -116,22 +172,26 @@ def _bucket_table(compiled: Compiled) -> BucketTable | None:
 
 
 def _recipe_text(compiled: Compiled) -> str:
+    """Return the settings much as a recipe's file has them."""
     recipe = compiled.context.recipe
-    lines = [
-        f"activation: {recipe.activation}",
-        f"weight: {recipe.weight}",
-        f"prepare: {recipe.prepare}",
-        f"quantize: {recipe.quantize}",
-    ]
+    lines = [f"prepare = {recipe.prepare}", f"quantize = {recipe.quantize}"]
+    for name, spec in (("activation", recipe.activation), ("weight", recipe.weight)):
+        settings = ((item.name, getattr(spec, item.name)) for item in dataclasses.fields(spec))
+        lines += [f"[{name}]", *(f"{key} = {value}" for key, value in settings)]
     return "\n".join([*lines, *(str(rule) for rule in recipe.rules)])
 
 
 def _metric_rows(metrics: Mapping[str, float]) -> tuple[MetricRow, ...]:
     return tuple(
-        MetricRow(name, value, metrics.get(f"{name}_float"))
+        MetricRow(name, value, metrics.get(f"{name}_float"), _higher_is_better(name, metrics))
         for name, value in metrics.items()
         if not name.endswith("_float")
     )
+
+
+def _higher_is_better(name: str, metrics: Mapping[str, float]) -> bool:
+    """Return what a metric says; figures that are none have no float counterpart."""
+    return f"{name}_float" not in metrics or find_metric(name).higher_is_better
 
 
 def _tensor_info(value: ir.Value, compiled: Compiled) -> TensorInfo:

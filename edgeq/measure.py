@@ -107,6 +107,15 @@ class Sweep:
         """How far every tensor is from the float model, in graph order."""
         return tuple(meter.result() for meter in self._meters.values())
 
+    @property
+    def codes(self) -> dict[str, NDArray[np.int64]]:
+        """How often the codes of each quantized tensor were seen, by its name in the float model.
+
+        In parts of their range: `edgeq.fidelity.count_codes`.
+        """
+        found = {meter.name: meter.codes for meter in self._meters.values()}
+        return {name: counts for name, counts in found.items() if counts is not None}
+
     def verify(
         self,
         feeds: Iterable[Arrays],

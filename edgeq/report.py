@@ -6,17 +6,17 @@ It holds no timings, dates or absolute paths: the same compilation gives the sam
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 
+from edgeq.bit_choice import BitChoice
 from edgeq.buckets import Buckets, BucketStatistics
 from edgeq.fidelity import Fidelity
 from edgeq.memory_use import MemoryUse
 from edgeq.softmax_bias import SoftmaxRow
 from edgeq.trajectory import TrajectoryComparison
-from edgeq.trajectory_chart import draw_chart
+from edgeq.value_histogram import ValueHistogram
 
 SCHEMA_VERSION = 1
 
@@ -41,22 +41,44 @@ class VerdictRow:
 
 
 @dataclass(frozen=True)
-class ProofRow:
-    """Why the bits of one node are the same on every CPU."""
+class OperatorRow:
+    """What one node of the deployed model runs as, and why its bits are the same on every CPU.
+
+    Attributes:
+        node: Its name, or that of its first output.
+        op_type: Its operator.
+        kind: Of its proof: `edgeq.certify.Proof`.
+        detail: The proof, in words.
+        kernel: What the runtime made of it; empty where it is part of another kernel, was computed
+            when the model was loaded, or the runtime does not tell.
+        formats: What it computes with: `uint8 * int8 -> uint8`, `float32`.
+        float_reason: Why it computes in float32, where that is known.
+    """
 
     node: str
     op_type: str
     kind: str
     detail: str
+    kernel: str = ""
+    formats: str = ""
+    float_reason: str = ""
 
 
 @dataclass(frozen=True)
 class PassRow:
-    """What one pass did: its step as written, how many rewrites, its notes."""
+    """What one pass did.
+
+    Attributes:
+        name: Its step as written.
+        rewrites: How many rewrites it made.
+        notes: What it says about them.
+        summary: What it is for, in a line.
+    """
 
     name: str
     rewrites: int
     notes: tuple[str, ...] = ()
+    summary: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,11 +92,19 @@ class FloatRow:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A figure of the deployed model; of the float one where it has it."""
+    """A figure of the deployed model.
+
+    Attributes:
+        name: Of the metric.
+        deployed: Its value.
+        float_model: That of the float model, where it has one.
+        higher_is_better: Whether more is better.
+    """
 
     name: str
     deployed: float
     float_model: float | None = None
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,9 +139,11 @@ class Report:
         weights_deployed: Bytes of the artifact's weights alone.
         metrics: Accuracy and SQNR of the outputs.
         layers: Every quantized tensor against the float model, in graph order.
+        histograms: How the values of the worst tensors lie, the worst first.
         softmaxes: What rounding takes from the softmax of each attention, and what it got back.
+        bits: The formats that were chosen layer by layer, with what they cost.
         kernels: Operators of the runtime's optimized model, with their numbers.
-        certificate: Every node's proof.
+        operators: What runs where: every node of the deployed model, with its proof.
         passes: What was done, in order.
         notes: What was done on loading, and what else the user should know: (subject, text).
         islands: What computes in float32 in front of a linear op, outside of exact forms, is kept
@@ -137,9 +169,11 @@ class Report:
     weights_deployed: int = 0
     metrics: tuple[MetricRow, ...] = ()
     layers: tuple[Fidelity, ...] = ()
+    histograms: tuple[ValueHistogram, ...] = ()
     softmaxes: tuple[SoftmaxRow, ...] = ()
+    bits: tuple[BitChoice, ...] = ()
     kernels: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    certificate: tuple[ProofRow, ...] = ()
+    operators: tuple[OperatorRow, ...] = ()
     passes: tuple[PassRow, ...] = ()
     notes: tuple[tuple[str, str], ...] = ()
     islands: tuple[FloatRow, ...] = ()
@@ -161,19 +195,9 @@ class Report:
         return sum(row.mismatches for row in self.verdicts)
 
     @property
-    def unproven(self) -> tuple[ProofRow, ...]:
+    def unproven(self) -> tuple[OperatorRow, ...]:
         """Nodes without a proof."""
-        return tuple(row for row in self.certificate if row.kind == "unproven")
-
-
-@dataclass(frozen=True)
-class LayerView:
-    """A layer as the page shows it: shares of the histogram in percent."""
-
-    name: str
-    sqnr: str
-    shares: tuple[float, ...]
-    elements: int
+        return tuple(row for row in self.operators if row.kind == "unproven")
 
 
 def render_json(report: Report) -> str:
@@ -184,68 +208,18 @@ def render_json(report: Report) -> str:
     return json.dumps(entry, indent=1, ensure_ascii=True) + "\n"
 
 
-def render_html(report: Report) -> str:
-    """Return `report.html`: one page that needs nothing else; every name is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["size"] = size_text
-    template = environment.get_template("report.html.j2")
-    return template.render(
-        report=report,
-        layers=worst_first(report.layers),
-        kinds=_kinds(report),
-        kernels=sorted(report.kernels.items(), key=lambda item: (-item[1], item[0])),
-        widest=_widest_spread(report.buckets),
-        chart=None if report.trajectory is None else draw_chart(report.trajectory),
-    )
-
-
-def worst_first(layers: tuple[Fidelity, ...]) -> list[LayerView]:
+def worst_first(layers: Iterable[Fidelity]) -> list[Fidelity]:
     """Return the layers by rising SQNR; those without noise come last, in graph order."""
-    ordered = sorted(layers, key=lambda item: _rank(item.sqnr_db))
-    return [
-        LayerView(
-            item.name,
-            "exact" if item.sqnr_db is None else f"{item.sqnr_db:.2f}",
-            tuple(round(100 * n / max(1, sum(item.off_by)), 3) for n in item.off_by),
-            item.elements,
-        )
-        for item in ordered
-    ]
+    return sorted(layers, key=lambda item: math.inf if item.sqnr_db is None else item.sqnr_db)
 
 
-def _widest_spread(table: BucketTable | None) -> list[BucketRow]:
-    rows = () if table is None else table.rows
-    return sorted(rows, key=lambda row: -row.statistics.spread)
-
-
-def size_text(size: int) -> str:
-    """Return a size for people.
-
-    >>> size_text(512), size_text(10_362_167)
-    ('512 B', '9.88 MiB')
-    """
-    if size < 1024:
-        return f"{size} B"
-    return f"{size / 2**10:.1f} KiB" if size < 2**20 else f"{size / 2**20:.2f} MiB"
-
-
-def _rank(sqnr: float | None) -> float:
-    return math.inf if sqnr is None else sqnr
-
-
-def _kinds(report: Report) -> list[tuple[str, int]]:
-    counts: dict[str, int] = {}
-    for row in report.certificate:
-        counts[row.kind] = counts.get(row.kind, 0) + 1
-    return sorted(counts.items())
+def alike(layers: Iterable[Fidelity]) -> list[list[Fidelity]]:
+    """Return the layers with those that hold the same values, moved, behind the first of them."""
+    found: dict[object, list[Fidelity]] = {}
+    for item in layers:
+        moved = dataclasses.replace(item, name="")
+        found.setdefault(item if item.sqnr_db is None else moved, []).append(item)
+    return list(found.values())
 
 
 def _plain(value: object) -> object:

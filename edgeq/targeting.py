@@ -30,6 +30,7 @@ class Capabilities:
             formula of its own; used only where that formula is proven equal to the definition.
         channel_multiple: The number of channels that a Conv's kernel moves at a time.
         session_options: Options that the runtime needs, by its own names.
+        float8: Whether 8-bit floats can be stored, with float kernels behind them.
     """
 
     activation_qtype: str = "uint8"
@@ -38,6 +39,7 @@ class Capabilities:
     fused: frozenset[str] = frozenset()
     channel_multiple: int = 1
     session_options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    float8: bool = False
 
 
 # Of every target that computes the definition: one quantized model, the same bits on all of them.
@@ -175,6 +177,11 @@ class Target(ABC):
     @abstractmethod
     def kernels(self, model: ir.Model) -> Mapping[str, int]:
         """Return how many kernels of each kind the runtime makes of `model`."""
+
+    def placement(self, model: ir.Model) -> Mapping[str, str]:
+        """Return the kernel of each node by name, where the runtime tells; parts of others none."""
+        del model
+        return {}
 
     @abstractmethod
     def missing_kernels(self, model: ir.Model, kernels: Mapping[str, int]) -> tuple[str, ...]:

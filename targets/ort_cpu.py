@@ -50,7 +50,12 @@ class OrtRunner(Runner):
 class OrtCpu(Target):
     """Stock ONNX Runtime with its CPU provider."""
 
-    capabilities: ClassVar[Capabilities] = replace(EXACT, session_options=SESSION_OPTIONS)
+    capabilities: ClassVar[Capabilities] = replace(
+        EXACT, session_options=SESSION_OPTIONS, float8=True
+    )
+
+    def __init__(self) -> None:
+        self._last: tuple[ir.Model, list[tuple[str, str]]] | None = None
 
     @property
     def summary(self) -> str:
@@ -76,13 +81,23 @@ class OrtCpu(Target):
 
     def kernels(self, model: ir.Model) -> Mapping[str, int]:
         """Return the operator histogram of the graph that ONNX Runtime made of `model`."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "optimized.onnx"
-            options = needed_options(SESSION_OPTIONS)
-            make_session(model, options=options, optimized_path=path, level="extended")
-            optimized = onnx.load(path, load_external_data=False)
-        counts = Counter(node.op_type for node in optimized.graph.node)
+        counts = Counter(op_type for _, op_type in self._optimized(model))
         return dict(sorted(counts.items()))
+
+    def placement(self, model: ir.Model) -> Mapping[str, str]:
+        """Return the operators of that graph by node name: fused ones keep the name of one part."""
+        return dict(self._optimized(model))
+
+    def _optimized(self, model: ir.Model) -> list[tuple[str, str]]:
+        """Return name and operator of each node of the graph that ONNX Runtime makes of `model`."""
+        if self._last is None or self._last[0] is not model:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "optimized.onnx"
+                options = needed_options(SESSION_OPTIONS)
+                make_session(model, options=options, optimized_path=path, level="extended")
+                optimized = onnx.load(path, load_external_data=False)
+            self._last = model, [(node.name, node.op_type) for node in optimized.graph.node]
+        return self._last[1]
 
     def missing_kernels(self, model: ir.Model, kernels: Mapping[str, int]) -> tuple[str, ...]:
         """Compare the integer kernels that ONNX Runtime made with the model's linear groups."""

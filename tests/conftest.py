@@ -17,7 +17,7 @@ from edgeq.graph import to_bytes
 from edgeq.manifest import BitSummary, CertificateSummary, Manifest, SampleInfo, TensorInfo
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import UINT8
-from edgeq.report import ProofRow, Report, VerdictRow
+from edgeq.report import OperatorRow, Report, VerdictRow
 from edgeq.simulate import Simulator
 from edgeq.stimuli import StimulusInput, stimuli
 from edgeq.targeting import Artifact
@@ -177,7 +177,11 @@ def tiny_report() -> Report:
             Fidelity("same", None, (100, 0, 0, 0, 0), 100),
         ),
         kernels={"QLinearConv": 1, "QGemm": 1},
-        certificate=(ProofRow("conv", "Conv", "integer", "bound 12345"),),
+        operators=(
+            OperatorRow(
+                "conv", "Conv", "integer", "bound 12345", "QLinearConv", "uint8 * int8 -> uint8"
+            ),
+        ),
         versions={"edgeq": "0.1.0"},
     )
 

@@ -13,7 +13,8 @@ from edgeq.bundle import open_bundle
 from edgeq.diffusion import add_to_report, compare_trajectories
 from edgeq.errors import BundleError, DataError
 from edgeq.read_report import read_report
-from edgeq.report import render_html, render_json
+from edgeq.report import render_json
+from edgeq.report_page import render_html
 from edgeq.trajectory import ImageMeter
 from tests.noise_models import SHAPE, coarse, noise
 from tests.test_report import Page
@@ -113,7 +114,7 @@ def test_a_report_shows_the_trajectory(bundle):
     page = Page((bundle.path / "report.html").read_text())
     text = "".join(page.text)
     assert "Trajectory" in text and f"{found.end.psnr_db:.2f}" in text
-    sources = [value for name, value in page.attributes if name in ("src", "href")]
+    sources = [value for name, value in page.attributes if name == "src"]
     assert sources == [f"data:image/png;base64,{found.grid}"]
     assert "Every evaluation" in text and "DDPMScheduler" in text
     entry = json.loads((bundle.path / "report.json").read_text())
