@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from edgeq.numerics.qtype import FORMATS
 
+SMALLEST_PACKED = 256  # weights; the nodes that unpack fewer take about as much as that saves
 BYTE = 8  # bits; also the widths that budgets are shares of
 
 
@@ -19,10 +20,10 @@ class BitOption:
     weight: str
     activation: str
 
-    @property
-    def weight_bits(self) -> int:
-        """How many bits a weight takes where it is stored: 4 or 8."""
-        return stored_bits(self.weight)
+    def weight_bytes(self, count: int) -> int:
+        """Return how many bytes so many weights take in a bundle."""
+        bits = BYTE if count < SMALLEST_PACKED else stored_bits(self.weight)
+        return -(-count * bits // BYTE)
 
     @property
     def operations(self) -> int:
@@ -53,6 +54,7 @@ class BitChoice:
         weight: Format of its weights.
         activation: Format of the codes that it reads; empty for an embedding.
         noise: What its rounding alone does to the outputs, in parts of their power.
+        weight_count: How many weights it has.
         weight_bytes: Bytes of its weights.
         bit_operations: Multiplications and additions of a sample, times the bits of both factors.
     """
@@ -62,5 +64,6 @@ class BitChoice:
     weight: str
     activation: str
     noise: float
+    weight_count: int
     weight_bytes: int
     bit_operations: int

@@ -14,7 +14,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.bit_choice import BYTE, BitOption
+from edgeq.bit_choice import BitOption
 from edgeq.bit_layers import BitLayer
 from edgeq.bit_noise import Array, Arrays, Trial, float_runs, layer_noise, noise_task
 from edgeq.graph import clone
@@ -58,7 +58,7 @@ class Formats:
     def weight_bytes(self) -> Float64:
         """Return the bytes of the weights, (layers, options)."""
         rows = [
-            [-(-layer.weight.size * option.weight_bits // BYTE) for option in mine]
+            [option.weight_bytes(layer.weight.size) for option in mine]
             for layer, mine in zip(self.layers, self.options, strict=True)
         ]
         return np.array(rows, np.float64)

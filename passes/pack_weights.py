@@ -21,11 +21,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeq.bit_choice import SMALLEST_PACKED
 from edgeq.graph import Editor, constant, replace_uses
 from edgeq.passing import Context, Pass
 
 Array = NDArray[Any]
-SMALLEST = 256  # codes: a node takes about as many bytes as these save
 INT8, INT32 = ir.DataType.INT8, ir.DataType.INT32
 
 
@@ -39,7 +39,7 @@ class PackWeights(Pass):
         done = 0
         for value in list(model.graph.initializers.values()):
             codes = constant(value)
-            if codes is None or codes.dtype != np.int8 or codes.size < SMALLEST:
+            if codes is None or codes.dtype != np.int8 or codes.size < SMALLEST_PACKED:
                 continue
             if not _is_weight(value):
                 continue

@@ -148,6 +148,7 @@ def _choices(found: Formats, noise: Float64, chosen: tuple[int, ...]) -> list[Bi
             mine[o].weight,
             mine[o].activation,
             float(noise[k, o]),
+            layer.weight.size,
             int(sizes[k, o]),
             int(operations[k, o]),
         )
