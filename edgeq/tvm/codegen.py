@@ -84,7 +84,7 @@ def compile_kernels(
     Every symbol has C linkage and takes one pointer for each buffer.
 
     Args:
-        kernels: What to compile.
+        kernels: What to compile; those of one symbol are one function.
         target: TVM's target, or its entries.
     """
     if isinstance(target, Mapping):

@@ -1,4 +1,8 @@
-"""Integer linear groups as kernels: constant weights packed, dynamic operands in plain loops."""
+"""Integer linear groups as kernels: constant weights packed, dynamic operands in plain loops.
+
+Weights that the model stores in 4 bits lie so in flash too: a kernel unpacks them to workspace
+right before the one that multiplies.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,11 +18,13 @@ from edgeq.numerics.windows import windows
 from edgeq.operators.binding import describe
 from edgeq.operators.integer import integer_kernel
 from edgeq.qdq import LinearGroup
+from edgeq.stored_codes import packed_source
 from edgeq.tvm.arithmetic import const
 from edgeq.tvm.linear import lower_linear
 from edgeq.tvm.linear_problem import Codes, LinearProblem
+from edgeq.tvm.nibbles import Nibbles, in_nibbles, unpack
 from edgeq.tvm.products import write_product
-from edgeq.tvm.program import NHWC, Tensor
+from edgeq.tvm.program import NHWC, Buffer, Tensor
 from edgeq.tvm.quantization import product, requantized
 
 if TYPE_CHECKING:
@@ -121,7 +127,13 @@ def _emit(
     symbol = to.builder.symbol(group.node.op_type)
     made = lower_linear(symbol, problem, weight, np.asarray(zero), bias, _multiplier(group), to.isa)
     places = {"x": x.buffer, "y": y.buffer}
-    places |= {role: to.builder.constant(array) for role, array in made.constants.items()}
+    packed = packed_source(group.w.codes) is not None
+    for role, array in made.constants.items():
+        nibbles = in_nibbles(array) if packed and array.dtype.kind == "i" else None
+        if nibbles is None or array.dtype.itemsize > 2:
+            places[role] = to.builder.constant(array)
+        else:
+            places[role] = _unpacked(to, nibbles, str(group.w.codes.name))
     for role, (dtype, elements) in made.scratch.items():
         places[role] = to.builder.buffer(dtype, elements)
     for step in made.steps:
@@ -135,6 +147,16 @@ def _emit(
             step.symbol,
             scratch,
         )
+
+
+def _unpacked(to: "Lowering", nibbles: Nibbles, name: str) -> Buffer:
+    """Return the workspace that a kernel of its own unpacks weights to."""
+    arrays = [nibbles.data] + ([] if nibbles.table is None else [nibbles.table])
+    buffer = to.builder.buffer(nibbles.dtype, nibbles.elements)
+    symbol, function = unpack(nibbles)
+    places = [*(to.builder.constant(array) for array in arrays), buffer]
+    to.builder.add(function, places, buffer, f"Unpack {name}", symbol)
+    return buffer
 
 
 def _finish(group: LinearGroup) -> Callable[[Expr], Expr]:
