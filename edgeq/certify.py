@@ -27,14 +27,14 @@ from edgeq.exactness import (
 from edgeq.float_proofs import Reason, prove_float
 from edgeq.fused_proofs import prove_fused
 from edgeq.fusion_checks import is_requantization
-from edgeq.graph import constant, int_attribute
+from edgeq.graph import constant
 from edgeq.integer_proofs import prove_integer, prove_products
 from edgeq.longest import MAX_DIM
-from edgeq.numerics.affine import Codes, QParams, dequantize
+from edgeq.numerics.affine import Codes, QParams
 from edgeq.numerics.floating import format_of
 from edgeq.numerics.magnitudes import pieces
 from edgeq.numerics.qtype import TENSOR_TYPES
-from edgeq.qdq import is_float8, linear_group, operand, quantize_node
+from edgeq.qdq import float8_constant, is_float8, linear_group, operand, quantize_node
 from edgeq.rounded_exponentials import prove_rounded
 from edgeq.targeting import Capabilities
 
@@ -205,14 +205,10 @@ def _dequantize(node: ir.Node, inputs: list[Fact | None]) -> Reason:
 
 def _float8_reals(node: ir.Node, codes: Fact | None) -> Fact:
     """Return what 8-bit floats stand for: numbers times a constant scale."""
-    scale, numbers = constant(node.inputs[1]), constant(node.inputs[0])
-    if scale is None or scale.ndim > 1 or not np.all(np.frexp(scale)[0] == 0.5):
-        return DETERMINED
-    if numbers is not None:
-        along = scale if scale.size > 1 else scale.reshape(())
-        axis = int_attribute(node, "axis", 1) if scale.size > 1 else None
-        return grid_of(dequantize(numbers, along, np.zeros_like(along, np.int32), axis))
-    if not isinstance(codes, Grid):
+    reals, scale = float8_constant(node), constant(node.inputs[1])
+    if reals is not None:
+        return grid_of(reals)
+    if scale is None or not np.all(np.frexp(scale)[0] == 0.5) or not isinstance(codes, Grid):
         return DETERMINED
     small, large = float(scale.min()), float(scale.max())
     return Grid(codes.step * small, codes.low * large, codes.high * large)

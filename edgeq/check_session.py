@@ -28,6 +28,7 @@ class Session(Protocol):
 ELEMENT_TYPES = {
     **{"float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7},
     **{"bool": 9, "float16": 10, "float64": 11, "uint4": 21, "int4": 22},
+    "float8_e4m3fn": 17,  # onnxruntime gives its bytes, as uint8
 }
 
 

@@ -20,7 +20,7 @@ from edgeq.graph import (
 )
 from edgeq.longest import longest, most_elements
 from edgeq.pool_counts import pool_counts
-from edgeq.qdq import operand
+from edgeq.qdq import float8_constant, operand
 
 NO_GRID = "its inputs are on no known grid, so the bits of the sum depend on the order of additions"
 NO_LENGTH = "the number of elements summed is not known, so the sum has no bound"
@@ -95,6 +95,8 @@ def _weight(value: ir.Value | None) -> np.ndarray | None:
     if array is not None:
         return array
     found = operand(value)
+    if found is None and value is not None:
+        return float8_constant(value.producer())
     return None if found is None or found.array is None else found.qparams.dequantize(found.array)
 
 

@@ -69,9 +69,11 @@ class GoldenVectors:
             return False
         if self._inputs and _shapes(self._inputs[0], self._outputs[0]) != _shapes(feeds, outputs):
             return False
+        # onnxruntime has no numpy array for E5M2, so no device could compare it.
+        self._taps = tuple(n for n in self._taps if taps[n].dtype.name != "float8_e5m2")
         self._inputs.append({name: np.array(array) for name, array in feeds.items()})
         self._outputs.append({name: np.array(array) for name, array in outputs.items()})
-        self._digests.append([digest(taps[name]) for name in self._taps])
+        self._digests.append([digest(_plain(taps[name])) for name in self._taps])
         self._dtypes = {name: taps[name].dtype.name for name in self._taps}
         self._size += size
         return True
@@ -103,7 +105,7 @@ class GoldenVectors:
 
 
 def npz_bytes(arrays: Arrays) -> bytes:
-    """Return an `.npz` that is the same for the same arrays.
+    """Return an `.npz` that is the same for the same arrays; 8-bit floats are their bytes in it.
 
     Raises:
         BundleError: An array needs pickle.
@@ -113,14 +115,19 @@ def npz_bytes(arrays: Arrays) -> bytes:
         for name, array in arrays.items():
             if array.dtype.hasobject:
                 raise BundleError(f"array {name!r} holds Python objects: it would need pickle")
-            member = io.BytesIO()
+            member, plain = io.BytesIO(), _plain(array)
             npy.write_array(
-                member, np.ascontiguousarray(array).reshape(array.shape), version=(1, 0)
+                member, np.ascontiguousarray(plain).reshape(plain.shape), version=(1, 0)
             )
             info = zipfile.ZipInfo(f"{name}.npy", EPOCH)
             info.external_attr = 0o644 << 16
             archive.writestr(info, member.getvalue())
     return buffer.getvalue()
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    """Return 8-bit floats as the bytes that ONNX Runtime gives; numpy alone does not know them."""
+    return array.view(np.uint8) if array.dtype.name.startswith("float8") else array
 
 
 def _shapes(*runs: Arrays) -> list[tuple[str, tuple[int, ...]]]:

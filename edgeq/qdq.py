@@ -16,8 +16,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.graph import constant, int_attribute, sole_consumer
-from edgeq.numerics.affine import QParams
-from edgeq.numerics.qtype import QTYPES, QType
+from edgeq.numerics.affine import QParams, dequantize
+from edgeq.numerics.qtype import FLOAT8, QTYPES, QType
 
 REAL_NAME = "edgeq.real"  # metadata of codes: the name of the float model's value they stand for
 LINEAR_OPS = ("Conv", "Gemm", "MatMul", "Mul")
@@ -176,15 +176,35 @@ def limited_codes(codes: ir.Value) -> LimitedCodes | None:
 
 
 def quantized_tensors(model: ir.Model) -> list[str]:
-    """Return the names of the values of `model` that are codes, constants left out, in order."""
+    """Return the names of the values of `model` that are codes, constants left out, in order.
+
+    Numbers of 8-bit floating point types are codes too.
+    """
     return [
         str(value.name)
         for node in model.graph
         for value in node.outputs
         if value.dtype != ir.DataType.INT32
-        and _code_type(value) is not None
+        and (_code_type(value) is not None or is_float8(value))
         and constant(value) is None
     ]
+
+
+def is_float8(value: ir.Value | None) -> bool:
+    """Whether `value` holds 8-bit floats that a scale belongs to."""
+    return value is not None and value.dtype is not None and value.dtype.name.lower() in FLOAT8
+
+
+def float8_constant(node: ir.Node | None) -> NDArray[np.float32] | None:
+    """Return what a DequantizeLinear makes of constant 8-bit floats; None for any other node."""
+    if node is None or node.op_type != "DequantizeLinear" or not is_float8(node.inputs[0]):
+        return None
+    codes, scale = constant(node.inputs[0]), constant(node.inputs[1])
+    if codes is None or scale is None or scale.ndim > 1:
+        return None
+    axis = int_attribute(node, "axis", 1) if scale.size > 1 else None
+    scale = scale if scale.size > 1 else scale.reshape(())
+    return dequantize(codes, scale, np.zeros(scale.shape, np.int32), axis)
 
 
 def is_units(operand: Operand) -> bool:

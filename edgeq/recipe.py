@@ -41,7 +41,7 @@ else:
     import tomli as tomllib
 
 from edgeq.errors import RecipeError, UnknownNameError, suggest
-from edgeq.numerics.qtype import FLOAT4, FORMATS
+from edgeq.numerics.qtype import FLOAT4, FLOAT8, FORMATS
 from edgeq.steps import format_steps, parse_steps
 
 SCHEMA_VERSION = 1
@@ -50,6 +50,7 @@ GRANULARITIES = ("per_tensor", "per_channel")
 SCALE_KINDS = ("float", "power_of_two")
 PLACES = ("first", "last")
 FLOAT4_NAMES = ("float4", *FLOAT4)
+FLOAT8_PASS = "quantize-float8"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class QuantSpec:
     """How values of one role are quantized.
 
     Attributes:
-        qtype: Format, by name; for weights, `float4` is the 4-bit float that fits each one best.
+        qtype: Format, by name; `float8`, and `float4` for weights, is the float of so many bits
+            that fits each one best.
         granularity: `per_tensor` or `per_channel`.
         symmetric: Whether real 0 sits in the middle of the codes.
         scale: `float`, or `power_of_two`.
@@ -82,7 +84,7 @@ class QuantSpec:
 
 
 CHOICES = {
-    "qtype": (*FORMATS, "float4"),
+    "qtype": (*FORMATS, "float4", "float8", *FLOAT8),
     "granularity": GRANULARITIES,
     "scale": SCALE_KINDS,
     "observer": OBSERVERS,
@@ -270,6 +272,11 @@ def _recipe(table: dict[str, Any], title: str) -> Recipe:
     steps = [*parse_steps(pipeline["prepare"]), *parse_steps(pipeline["quantize"])]
     _refuse_unknown(options, [step.name for step in steps], title, "passes.")
     options = {name: _table(options, name, title) for name in options}
+    if str(activation["qtype"]).startswith("float8") and FLOAT8_PASS not in [s.name for s in steps]:
+        raise RecipeError(
+            f"recipe {title}: activation.qtype = {activation['qtype']!r} needs the pass"
+            f" {FLOAT8_PASS}, which recipe fp8 has; other passes work on integers"
+        )
     return Recipe(
         name=Path(title).stem,
         summary=str(table.get("summary", "")),

@@ -4,6 +4,8 @@ The only module that imports it, but for the bundle's check. Its types end here:
 Nothing is printed: warnings are for developers of models, and a session that failed raises.
 """
 
+import ctypes
+import math
 import os
 import weakref
 from collections.abc import Collection, Mapping
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from edgeq.errors import DataError, ModelError
 from edgeq.graph import clone, to_bytes
+from edgeq.numerics.qtype import FLOAT8
 
 # Its wheels for Linux keep a device id and report usage, unless this is set before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -38,6 +41,7 @@ _BESIDE = MappingProxyType(
     }
 )
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
+_FLOAT8 = MappingProxyType({f"tensor({q.name})": q.dtype for q in FLOAT8.values()})
 LEVELS = MappingProxyType(
     {
         "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -98,9 +102,12 @@ def run(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
             sizes that do not fit together.
     """
     names = [str(output.name) for output in session.get_outputs()]
+    narrow = any(output.type in _FLOAT8 for output in session.get_outputs())
     options = ort.RunOptions()
     options.log_severity_level = FATAL  # errors are raised; that is enough
     try:
+        if narrow:
+            return _run_with_float8(session, feeds, options)
         found = session.run(names, dict(feeds), options)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
@@ -109,6 +116,25 @@ def run(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
             " model takes: sizes, and indices within their tables"
         ) from error
     return {name: np.asarray(array) for name, array in zip(names, found, strict=True)}
+
+
+def _run_with_float8(
+    session: Session, feeds: Mapping[str, Array], options: object
+) -> dict[str, Array]:
+    """Do the same where outputs are 8-bit floats, which onnxruntime gives no numpy array of."""
+    outputs = session.get_outputs()
+    values = {n: ort.OrtValue.ortvalue_from_numpy(np.asarray(a)) for n, a in feeds.items()}
+    found = session.run_with_ort_values([o.name for o in outputs], values, options)
+    arrays = {}
+    for output, value in zip(outputs, found, strict=True):
+        if output.type in _FLOAT8:
+            shape = value.shape()
+            codes = ctypes.string_at(value.data_ptr(), math.prod(shape))
+            array = np.frombuffer(codes, _FLOAT8[output.type]).reshape(shape)
+        else:
+            array = np.array(value.numpy())
+        arrays[str(output.name)] = array
+    return arrays
 
 
 def in_files(model: ir.Model) -> tuple[str, tuple[str, ...]]:

@@ -67,6 +67,7 @@ TESTED_BY_SAMPLES = {
     "equalize": "test_equalize.py",
     "fold-softmax-bias": "test_fold_softmax_bias.py",
     "plan-bits": "test_plan_bits.py",
+    "quantize-float8": "test_quantize_float8.py",
     "relate-scales": "test_decisions.py",
     "shift-channels": "test_shift_channels.py",
     "split-input": "test_split_input.py",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.numerics.floating import saturating_cast
 from edgeq.numerics.grid import nearest
 from edgeq.numerics.qtype import QType
 
@@ -124,7 +125,8 @@ def quantize(
 ) -> Codes:
     """Return `saturate(round_half_even(x / scale) + zero_point)`; NaN gives qmin.
 
-    For a 4-bit float it is the nearest of its codes, ties to the even one.
+    For a 4-bit float it is the nearest of its codes, ties to the even one; for an 8-bit float the
+    nearest number, as `edgeq.numerics.floating` says, and NaN stays NaN.
 
     Args:
         x: float32, any shape.
@@ -141,6 +143,8 @@ def quantize(
     scale, zero_point = np.asarray(scale, np.float32), np.asarray(zero_point)
     with np.errstate(over="ignore", invalid="ignore"):
         ratio = np.asarray(x / along(scale, axis, x.ndim))
+        if qtype.floating:
+            return saturating_cast(ratio, qtype.dtype)
         if qtype.values is None:
             np.rint(ratio, out=ratio)
         else:
@@ -156,9 +160,12 @@ def dequantize(
     """Return `float32(q - zero_point) * scale`, in float32.
 
     The difference is taken in int64, so int32 codes beyond 2**24 are rounded once, to float32.
+    8-bit floats have no zero point.
     """
     scale, zero_point = np.asarray(scale, np.float32), np.asarray(zero_point)
-    if q.dtype.itemsize <= 1 and q.dtype.kind in "iu":
+    if q.dtype.name.startswith("float8"):
+        units = q.astype(np.float32)
+    elif q.dtype.itemsize <= 1 and q.dtype.kind in "iu":
         units = q.astype(np.float32)
         units -= along(zero_point, axis, q.ndim).astype(np.float32)
     else:

@@ -104,7 +104,16 @@ FORMATS = MappingProxyType(
 )
 
 
-_LARGEST = {f.dtype.name: f.largest for f in FORMATS.values() if f.dtype is not None}
+_BY_DTYPE = MappingProxyType({f.dtype.name: f for f in FORMATS.values() if f.dtype is not None})
+
+
+def format_of(dtype: np.dtype[Any]) -> FloatFormat:
+    """Return the format whose codes have `dtype`.
+
+    Raises:
+        KeyError: There is none.
+    """
+    return _BY_DTYPE[dtype.name]
 
 
 def saturating_cast(x: NDArray[np.float32], dtype: np.dtype[Any]) -> Array:
@@ -112,7 +121,7 @@ def saturating_cast(x: NDArray[np.float32], dtype: np.dtype[Any]) -> Array:
 
     ml_dtypes has another pattern for NaN in E5M2; ONNX Runtime has this one.
     """
-    largest = _LARGEST[dtype.name]
+    largest = format_of(dtype).largest
     codes = np.clip(x, -largest, largest).astype(dtype)
     # A maximum is NaN if any element is.
     if x.size and np.isnan(x.max()):

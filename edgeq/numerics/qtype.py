@@ -5,6 +5,9 @@ codes of a format with fewer than 8 bits lie in int8 or uint8 arrays: kernels re
 
 A 4-bit float is a grid of integers times a scale. Its codes are those integers, so that integer
 kernels multiply them exactly: E2M1 in units of its smallest step, 0.5, is 0, 1, 2, 3, 4, 6, 8, 12.
+
+An 8-bit float is no such grid. Its codes are numbers of its own type, `FLOAT8`, that float kernels
+multiply: `real = number * scale`.
 """
 
 from dataclasses import dataclass
@@ -37,9 +40,18 @@ class QType:
 
         >>> INT4.bits, UINT8.bits, INT32.bits, FORMATS["uint6"].bits, FORMATS["float4e3m0"].bits
         (4, 8, 32, 6, 4)
+        >>> FLOAT8["float8e4m3fn"].bits
+        8
         """
+        if self.floating:
+            return 8 * self.dtype.itemsize
         count = self.qmax - self.qmin + 1 if self.values is None else len(self.values)
         return (count - 1).bit_length()
+
+    @property
+    def floating(self) -> bool:
+        """Whether codes are floating point numbers, not integers."""
+        return self.dtype.name.startswith("float")
 
     @property
     def signed(self) -> bool:
@@ -100,10 +112,20 @@ FLOAT4 = {
 FORMATS = QTYPES | {q.name: q for bits in range(2, 8) for q in _narrow(bits)} | FLOAT4
 
 
+FLOAT8 = {
+    q.name: q
+    for q in (
+        QType("float8e4m3fn", -448, 448, np.dtype(ml_dtypes.float8_e4m3fn)),
+        QType("float8e5m2", -57344, 57344, np.dtype(ml_dtypes.float8_e5m2)),
+    )
+}
+TENSOR_TYPES = QTYPES | FLOAT8
+
+
 def qtype_of(dtype: np.dtype[np.generic]) -> QType:
     """Return the format whose codes have `dtype`.
 
     Raises:
         KeyError: `dtype` is not a quantized storage format.
     """
-    return QTYPES[dtype.name]
+    return TENSOR_TYPES[dtype.name.replace("_", "")]

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from edgeq.errors import UnsupportedOperatorError
 from edgeq.numerics import affine
 from edgeq.numerics.parallel import blocks, for_each
-from edgeq.numerics.qtype import QTYPES, QType, qtype_of
+from edgeq.numerics.qtype import TENSOR_TYPES, QType, qtype_of
 
 Array = NDArray[Any]
 
@@ -19,8 +19,8 @@ def _target(zero_point: Array | None, output_dtype: int) -> QType:
     if zero_point is not None:
         return qtype_of(zero_point.dtype)
     if not output_dtype:
-        return QTYPES["uint8"]
-    return QTYPES[ir.DataType(output_dtype).name.lower()]
+        return TENSOR_TYPES["uint8"]
+    return TENSOR_TYPES[ir.DataType(output_dtype).name.lower()]
 
 
 def _axis(scale: Array, axis: int, ndim: int) -> int | None:
@@ -60,12 +60,15 @@ def quantize_linear(
     output_dtype: int = 0,
     saturate: int = 1,
 ) -> Array:
-    """`saturate(round_half_even(x / scale) + zero_point)`; `saturate` concerns float8 only."""
-    del saturate
+    """`saturate(round_half_even(x / scale) + zero_point)`, or the nearest 8-bit float, saturated."""
     try:
         qtype = _target(zero_point, output_dtype)
     except KeyError as error:
         raise UnsupportedOperatorError(f"codes of type {error.args[0]}") from None
+    if qtype.floating and not saturate:
+        raise UnsupportedOperatorError("8-bit floats with saturate=0: runtimes disagree at the end")
+    if qtype.floating and block_size:
+        raise UnsupportedOperatorError("8-bit floats in blocks")
     zero = np.zeros(scale.shape, np.int32) if zero_point is None else zero_point.astype(np.int32)
     if not block_size:
         along = _axis(scale, axis, x.ndim)
