@@ -107,25 +107,43 @@ def layer_noise(
         plain = np.ones(len(factors)) if shifted else factors
         by_input = along_inputs(node, plain)
         real = (weight * by_input).astype(np.float32)
-        error = (_rounded(node, real, qparams, context) - real) / by_input
+        error = (rounded_weight(node, real, qparams, context).real - real) / by_input
         activations += float(errors @ _per_input(node, np.square(weight, dtype=np.float64)))
         weights += float(power @ _per_input(node, np.square(error)))
     return Noise(activations, weights)
 
 
-def _rounded(node: ir.Node, weight: NDArray[np.float32], x: QParams, context: Context) -> Float64:
+@dataclass(frozen=True, eq=False)
+class RoundedWeight:
+    """A weight as `quantize-weights` would round it.
+
+    Attributes:
+        real: The reals that its codes stand for.
+        scale: float32, `()` or (outputs,).
+        grid: The codes that there are, ascending, counted from real 0.
+    """
+
+    real: Float64
+    scale: NDArray[np.float32]
+    grid: NDArray[np.int64]
+
+
+def rounded_weight(
+    node: ir.Node, weight: NDArray[np.float32], x: QParams, context: Context
+) -> RoundedWeight:
+    """Round `weight`, of the shape of the weight of `node`; `x` are the parameters of its input."""
     spec = context.weight_spec(node)
-    axis = output_axis(node, weight.ndim)
-    made = encode(
-        weight,
-        None,
-        x,
-        spec,
-        axis=axis if spec.granularity == "per_channel" else None,
-        limit=min(spec.limit, context.capabilities.weight_max),
-        bias_limit=1,
-    )
-    return made.qparams.dequantize(made.weight).astype(np.float64)
+    limit = min(spec.limit, context.capabilities.weight_max)
+    axis = output_axis(node, weight.ndim) if spec.granularity == "per_channel" else None
+    made = encode(weight, None, x, spec, axis=axis, limit=limit, bias_limit=1)
+    qtype = made.qparams.qtype
+    low, high = qtype.within(limit)
+    values = range(low, high + 1) if qtype.values is None else qtype.values
+    grid = np.array([v for v in values if low <= v <= high], np.int64)
+    if not spec.symmetric and qtype.values is None:  # the zero point lies anywhere
+        grid = np.arange(-(qtype.qmax - qtype.qmin) // 2, (qtype.qmax - qtype.qmin) // 2 + 1)
+    real = made.qparams.dequantize(made.weight).astype(np.float64)
+    return RoundedWeight(real, made.qparams.scale, grid)
 
 
 def _per_input(node: ir.Node, values: Float64) -> Float64:

@@ -12,7 +12,6 @@ from edgeq.cpus import ARM64, OVERFLOWING
 from edgeq.graph import constant, consumers, int_attribute, sole_consumer
 from edgeq.numerics.saturating import saturable
 from edgeq.qdq import Operand, limit_behind, linear_group, operand, quantize_node
-from edgeq.roles import activation_inputs
 
 LINEAR = ("Conv", "Gemm", "MatMul")
 # Fused between codes, all of one scale each.
@@ -142,7 +141,7 @@ def per_axis_result(node: ir.Node) -> Found:
     """Find an op with a fused kernel whose result is quantized with a scale per channel."""
     if node.domain or node.op_type not in (*LINEAR, *ONE_SCALE):
         return
-    if node.op_type in ONE_SCALE and any(operand(v) is None for v in activation_inputs(node)):
+    if node.op_type in ONE_SCALE and any(operand(v) is None for v in node.inputs):
         return
     for reader in consumers(node.outputs[0]):
         scale = constant(reader.inputs[1]) if reader.op_type == "QuantizeLinear" else None

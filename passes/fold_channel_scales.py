@@ -21,10 +21,11 @@ import onnx_ir as ir
 from edgeq.graph import Editor, constant, rank, remove_dead, sole_consumer
 from edgeq.numerics.affine import QParams
 from edgeq.passing import Context, Pass
-from edgeq.qdq import quantize_node
+from edgeq.qdq import operand, quantize_node
 
-# What ONNX Runtime never fuses with a QuantizeLinear behind it; None: an input of the model.
-_UNFUSED = frozenset({None, "DequantizeLinear", "Div", "GatherElements", "Sub"})
+# What ONNX Runtime never fuses with a QuantizeLinear behind it.
+_UNFUSED = frozenset({"DequantizeLinear", "Div", "GatherElements", "Sub"})
+_FUSED_BETWEEN_CODES = frozenset({"Add", "Mul"})  # where both sides are dequantized
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def _fold(node: ir.Node, editor: Editor) -> bool:
     found = None if reader is None else quantize_node(reader)
     if value is None or factors is None or found is None or found.qparams.axis is not None:
         return False
-    if reader is None or rank(value) is None or _source_type(value) not in _UNFUSED:
+    if reader is None or rank(value) is None or not _is_unfused(value):
         return False
     if _is_rounded_for_this(value):
         return False
@@ -74,13 +75,16 @@ def _is_rounded_for_this(value: ir.Value) -> bool:
     return codes is not None and sole_consumer(codes) is not None
 
 
-def _source_type(value: ir.Value) -> str | None:
-    """Return the type of the op that makes `value`; a table's, behind the Reshape of its result."""
+def _is_unfused(value: ir.Value) -> bool:
+    """Whether no kernel makes `value` and its codes at once."""
     node = value.producer()
     if node is None:
-        return None
-    if node.op_type == "Reshape" and not node.domain and node.inputs[0] is not None:
-        table = node.inputs[0].producer()
-        if table is not None and table.op_type == "GatherElements":
-            return table.op_type
-    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        return True
+    if node.domain:
+        return False
+    if node.op_type == "Reshape" and node.inputs[0] is not None:  # of what a table made
+        node = node.inputs[0].producer() or node
+        return node.op_type == "GatherElements"
+    if node.op_type in _FUSED_BETWEEN_CODES:
+        return not all(map(operand, node.inputs))
+    return node.op_type in _UNFUSED
