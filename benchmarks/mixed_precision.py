@@ -1,6 +1,6 @@
 """Is a plan of widths better than uniform widths, and than plans drawn at random?
 
-    python -m benchmarks.mixed_precision [CASE]... [--budget 0.6] [--random 3] [--loss mse] [--samples N]
+    python -m benchmarks.mixed_precision [CASE]... [--budget 0.6] [--random 3] [--loss mse]
 
 For each case of the zoo: all weights in 8 bits; the plan of `plan-bits` within a share of those
 bytes; plans of the same budget that widen layers in random order, as long as they fit; all weights

@@ -1,11 +1,16 @@
 """Widths of a layer: what there is to choose from, and what was chosen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeq.errors import RecipeError, suggest
 from edgeq.numerics.qtype import FORMATS
 
 SMALLEST_PACKED = 256  # weights; the nodes that unpack fewer take about as much as that saves
 BYTE = 8  # bits; also the widths that budgets are shares of
+
+WEIGHT_FORMATS = tuple(name for name, q in FORMATS.items() if q.signed and q.bits <= BYTE)
+ACTIVATION_FORMATS = tuple(name for name, q in FORMATS.items() if not q.signed and q.bits <= BYTE)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,22 @@ class BitOption:
     def operations(self) -> int:
         """Operations on single bits that a multiply and add stands for."""
         return _bits(self.weight) * _bits(self.activation) if self.activation else 0
+
+
+def check_formats(where: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse formats that there is no choice of.
+
+    Raises:
+        RecipeError: One is not `known`, or there is none; the message says `where`.
+    """
+    for name in given:
+        if name not in known:
+            raise RecipeError(
+                f"{where} names {name!r}{suggest(name, list(known))}; choose from"
+                f" {', '.join(known)}, separated by |"
+            )
+    if not given:
+        raise RecipeError(f"{where} is empty; choose from {', '.join(known)}")
 
 
 def stored_bits(qtype: str) -> int:

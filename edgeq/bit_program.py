@@ -111,7 +111,7 @@ def _refuse_small(program: BitProgram, budget: int) -> None:
         share = math.ceil(1e4 * least / given.whole) / 1e4
         raise RecipeError(
             f"{given.option} = {given.share:g} is too small: the narrowest widths take {share:g}"
-            f" ({least:.0f} of {given.whole:.0f} {given.unit}); give at least that, or offer"
+            f" ({least:.6g} of {given.whole:.6g} {given.unit}); give at least that, or offer"
             " narrower formats"
         )
 

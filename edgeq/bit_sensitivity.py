@@ -7,10 +7,18 @@ The noise of a layer is what its rounding does to the outputs of the float model
 import json
 from dataclasses import asdict, dataclass
 from glob import escape
+from pathlib import Path
 
 import numpy as np
 
-from edgeq.bit_choice import BYTE, stored_bits
+from edgeq.bit_choice import (
+    ACTIVATION_FORMATS,
+    BYTE,
+    WEIGHT_FORMATS,
+    check_formats,
+    stored_bits,
+)
+from edgeq.bit_latency import measure_latencies, write_latencies
 from edgeq.bit_layers import find_bit_layers
 from edgeq.bit_measure import LayerTrials, NoiseTasks, formats
 from edgeq.bit_noise import Trial, layer_noise
@@ -110,12 +118,39 @@ def decibels(noise: float) -> float:
     return -10 * float(np.log10(max(noise, _LEAST)))
 
 
-def sensitivity(request: CompileRequest, progress: Progress = silent) -> Sensitivity:
+@dataclass(frozen=True)
+class Timing:
+    """Layers are to be timed too.
+
+    Attributes:
+        path: Where what each layer takes in each format is written, for `plan-bits`.
+        weights: Formats of weights.
+        activations: Formats of what layers read.
+    """
+
+    path: Path
+    weights: tuple[str, ...] = ("int4", "int8")
+    activations: tuple[str, ...] = ("uint8",)
+
+    def __post_init__(self) -> None:
+        """Refuse formats that there are not.
+
+        Raises:
+            RecipeError: One of them is none.
+        """
+        check_formats("--weights", self.weights, WEIGHT_FORMATS)
+        check_formats("--activations", self.activations, ACTIVATION_FORMATS)
+
+
+def sensitivity(
+    request: CompileRequest, progress: Progress = silent, timing: Timing | None = None
+) -> Sensitivity:
     """Quantize one layer at a time.
 
     Args:
         request: As for a dry run of `compile`.
         progress: Told how far it is.
+        timing: Time each layer too, on ONNX Runtime's CPU provider here.
 
     Raises:
         ModelError: No layer would be quantized.
@@ -126,6 +161,9 @@ def sensitivity(request: CompileRequest, progress: Progress = silent) -> Sensiti
         layers = find_bit_layers(context.reference, context)
         if not layers:
             raise ModelError("no layer of this model has weights that this recipe would quantize")
+        if timing is not None:
+            timed = formats(layers, timing.weights, timing.activations, context)
+            write_latencies(timing.path, measure_latencies(timed, context))
         own = context.recipe
         found = formats(layers, [own.weight.qtype], [own.activation.qtype], context)
         trials = [

@@ -11,6 +11,7 @@ each layer: the least noise, all told, within every budget that is given,
 
     budget_bytes     bytes of the weights, as a share of what they take in 8 bits
     budget_bitops    multiplications times the bits of both factors, as a share of those in 8 bits
+    budget_ms        milliseconds of all layers, by a file of `edgeq sensitivity --latencies`
 
     plan-bits{budget_bytes=0.6,weights=int4|int8}
 
@@ -21,17 +22,24 @@ a rule of the recipe names stays; what is kept in float32 has none.
 
 from dataclasses import dataclass
 from glob import escape
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.bit_choice import BYTE, BitChoice
+from edgeq.bit_choice import (
+    ACTIVATION_FORMATS,
+    BYTE,
+    WEIGHT_FORMATS,
+    BitChoice,
+    check_formats,
+)
+from edgeq.bit_latency import read_latencies
 from edgeq.bit_layers import find_bit_layers
 from edgeq.bit_measure import Float64, Formats, formats, measure
 from edgeq.bit_noise import LOSSES
 from edgeq.bit_program import BitProgram, Budget, solve
-from edgeq.errors import RecipeError, suggest
-from edgeq.numerics.qtype import FORMATS
+from edgeq.errors import RecipeError
 from edgeq.passing import Context, Pass
 from edgeq.recipe import Rule
 
@@ -43,6 +51,8 @@ class PlanBits(Pass):
     Attributes:
         budget_bytes: Share of the bytes of 8-bit weights; 0: no such budget.
         budget_bitops: Share of the bit operations of 8-bit layers; 0: no such budget.
+        budget_ms: Milliseconds of all layers together; 0: no such budget.
+        latencies: The file that says what each layer takes in each format.
         weights: Formats of weights to choose from; of equally good ones the first counts.
         activations: Formats of what layers read, to choose from.
         loss: `mse`, or `kl` where outputs are scores of classes.
@@ -51,6 +61,8 @@ class PlanBits(Pass):
 
     budget_bytes: float = 0.0
     budget_bitops: float = 0.0
+    budget_ms: float = 0.0
+    latencies: str = ""
     weights: tuple[str, ...] = ("int4", "int8")
     activations: tuple[str, ...] = ("uint8",)
     loss: str = "mse"
@@ -62,15 +74,22 @@ class PlanBits(Pass):
         Raises:
             RecipeError: One of them does.
         """
-        _check_formats("weights", self.weights, _WEIGHTS)
-        _check_formats("activations", self.activations, _ACTIVATIONS)
+        check_formats("plan-bits: weights", self.weights, WEIGHT_FORMATS)
+        check_formats("plan-bits: activations", self.activations, ACTIVATION_FORMATS)
         if self.loss not in LOSSES:
             raise RecipeError(f"plan-bits: loss is {self.loss!r}; one of {', '.join(LOSSES)}")
         if self.samples < 1:
             raise RecipeError(f"plan-bits: samples is {self.samples}; give at least 1")
-        if min(self.budget_bytes, self.budget_bitops) < 0:
-            raise RecipeError("plan-bits: a budget is a share of what 8 bits take, above 0")
-        if not self.budget_bytes and not self.budget_bitops:
+        budgets = self.budget_bytes, self.budget_bitops, self.budget_ms
+        if min(budgets) < 0:
+            raise RecipeError(f"plan-bits: a budget is above 0, not {min(budgets):g}")
+        if bool(self.budget_ms) != bool(self.latencies):
+            raise RecipeError(
+                "plan-bits: budget_ms and latencies go together: the file says what each layer"
+                " takes in each format; `edgeq sensitivity --latencies FILE` measures it for"
+                " ONNX Runtime on this machine, other devices are measured elsewhere"
+            )
+        if not any(budgets):
             raise RecipeError(
                 "plan-bits: give a budget, as a share of what 8 bits take:"
                 " plan-bits{budget_bytes=0.6}, plan-bits{budget_bitops=0.5}, or both"
@@ -101,6 +120,7 @@ class PlanBits(Pass):
         operations = BYTE * BYTE * sum(layer.macs for layer in found.layers)
         every = (
             (Budget("budget_bytes", self.budget_bytes, weights, "bytes"), found.weight_bytes()),
+            (Budget("budget_ms", self.budget_ms, 1.0, "ms"), self._milliseconds(found)),
             (
                 Budget("budget_bitops", self.budget_bitops, operations, "bit operations"),
                 found.bit_operations(),
@@ -109,20 +129,10 @@ class PlanBits(Pass):
         budgets, costs = zip(*(pair for pair in every if pair[0].share), strict=True)
         return BitProgram(noise, np.stack(costs), budgets, found.sources, found.kinds)
 
-
-_WEIGHTS = tuple(n for n, q in FORMATS.items() if q.signed and q.bits <= 8)
-_ACTIVATIONS = tuple(n for n, q in FORMATS.items() if not q.signed and q.bits <= 8)
-
-
-def _check_formats(key: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
-    for name in given:
-        if name not in known:
-            raise RecipeError(
-                f"plan-bits: {key} names {name!r}{suggest(name, list(known))}; choose from"
-                f" {', '.join(known)}, separated by |"
-            )
-    if not given:
-        raise RecipeError(f"plan-bits: {key} is empty; choose from {', '.join(known)}")
+    def _milliseconds(self, found: Formats) -> Float64:
+        if not self.latencies:
+            return np.zeros((len(found.layers), len(found.kinds)))
+        return read_latencies(Path(self.latencies), found)
 
 
 def _rules(found: Formats, place: int, option: int) -> list[Rule]:

@@ -44,7 +44,7 @@ LAYERS = {
     " float_search float_weight calibrate seen_inputs bit_noise checkpoint device"
     " channel_samples channel_shifts",
     "targeting": "by_name targeting memory_use",
-    "passing": "passing bit_layers bit_measure tasks noise_sources request request_names"
+    "passing": "passing bit_latency bit_layers bit_measure tasks noise_sources request request_names"
     " channel_sites channel_noise"
     " proofs code_plan seen_values softmax_bias_form softmax_row_form",
     "learning": "learning learning.*",

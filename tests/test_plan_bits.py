@@ -1,5 +1,6 @@
 """plan-bits: measured noise, budgets that hold, and rules that other passes follow."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -184,6 +185,39 @@ def test_losses_differ_and_both_plan():
     assert spent(planned) <= 0.6 * sum(layer.weight.size for layer in found.layers)
 
 
+def written(path, times):
+    path.write_text(json.dumps({"target": "board", "milliseconds": times}))
+    return path
+
+
+def test_milliseconds_of_a_file_are_a_budget(tmp_path):
+    layers = ("a", "d", "p", "y")
+    times = {name: {"int4 uint8": 1.0, "int8 uint8": 2.0 + (name == "a")} for name in layers}
+    path = written(tmp_path / "board.json", times)
+    _, context = plan("network", f"budget_ms=6,latencies={path}")
+    chosen = {row.layer: row.weight for row in context.bit_choices}
+    assert sum(times[name][f"{qtype} uint8"] for name, qtype in chosen.items()) <= 6
+    assert list(chosen.values()).count("int8") in (1, 2)
+    with pytest.raises(RecipeError, match=r"budget_ms = 3 is too small: .* take 4 \(4 of 1 ms\)"):
+        plan("network", f"budget_ms=3,latencies={path}")
+
+
+@pytest.mark.parametrize(
+    ("times", "complaint"),
+    [
+        ({"a": {"int4 uint8": 1.0}}, "nothing is said of a with int8 uint8"),
+        ({}, "nothing is said of a with int4 uint8"),
+        ({"a": {"int4 uint8": -1.0}}, "a cannot take -1.0 ms"),
+        ({"a": {"int4 uint8": "long"}}, "not a file that `edgeq sensitivity"),
+        (3, "not a file that `edgeq sensitivity"),
+    ],
+)
+def test_a_file_of_latencies_that_does_not_fit(tmp_path, times, complaint):
+    path = written(tmp_path / "board.json", times)
+    with pytest.raises(RecipeError, match=complaint):
+        plan("network", f"budget_ms=6,latencies={path}")
+
+
 def test_a_model_without_layers_gets_a_note():
     model, context = calibrated("network", [Rule(keep_float=True)])
     assert run_pipeline("plan-bits{budget_bytes=0.6}", model, context)[0].rewrites == 0
@@ -196,6 +230,9 @@ def test_a_model_without_layers_gets_a_note():
         ("", "give a budget"),
         ("budget_bytes=-1", "above 0"),
         ("budget_bytes=0.3", "budget_bytes = 0.3 is too small: the narrowest widths take 0.5 ("),
+        ("budget_ms=3", "latencies go together"),
+        ("budget_bytes=0.6,latencies=t.json", "latencies go together"),
+        ("budget_ms=3,latencies=nowhere.json", "latencies nowhere.json: No such file"),
         ("budget_bytes=0.6,weights=int5x", "'int5x' (did you mean 'int5')"),
         ("budget_bytes=0.6,weights=uint8", "names 'uint8'"),
         ("budget_bytes=0.6,weights=", "weights is empty"),
@@ -204,7 +241,7 @@ def test_a_model_without_layers_gets_a_note():
         ("budget_bytes=0.6,loss=top1", "one of mse, kl"),
         ("budget_bytes=0.6,samples=0", "at least 1"),
         ("budget_bytes=much", "not a valid float"),
-        ("budget=0.6", "did you mean 'budget_by"),
+        ("budget=0.6", "unknown option 'budget' (did you mean 'budget_"),
     ],
 )
 def test_bad_options_get_one_message(options, complaint):

@@ -116,6 +116,19 @@ def test_json_is_one_object(folder):
     assert {"layer", "op_type", "weight", "activation", "weight_noise", "kl"} <= set(first)
 
 
+def test_latencies_are_written_for_plan_bits(folder):
+    path = folder / "here.json"
+    options = ("-q", "--latencies", str(path), "--activations", "uint6|uint8")
+    assert run(folder, *options).exit_code == 0
+    entry = json.loads(path.read_text())
+    assert entry["target"] == "ort-cpu" and set(entry["milliseconds"]) == {"a", "d", "p", "y"}
+    for times in entry["milliseconds"].values():
+        assert list(times) == ["int4 uint6", "int4 uint8", "int8 uint6", "int8 uint8"]
+        assert all(0 < value < 1000 for value in times.values())
+    again = run(folder, *options)
+    assert again.exit_code == 2 and "--force" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "changes", "says"),
     [
@@ -125,6 +138,8 @@ def test_json_is_one_object(folder):
         (["--keep-float", "nowhere*"], {}, "--keep-float nowhere*"),
         (["--set", "weight"], {}, "KEY=VALUE"),
         (["--target", "abacus"], {}, "abacus"),
+        (["--latencies", "a.txt"], {}, "name a .json file"),
+        (["--latencies", "a.json", "--weights", "int9"], {}, "--weights names 'int9'"),
     ],
 )
 def test_bad_input_is_one_message(folder, options, changes, says):

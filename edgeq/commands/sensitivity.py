@@ -1,10 +1,12 @@
 """`edgeq sensitivity`: which layers lose most, and the rules that would spare them."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeq.commands.compile import Model, pairs, ranges, toml_value
+from edgeq.commands.models import check_file
 from edgeq.commands.output import print_json, progress, quiet_stdout, table
 from edgeq.longest import MAX_DIM
 from edgeq.request import CompileRequest
@@ -43,6 +45,16 @@ def command(
     worst: Annotated[
         int, typer.Option("--worst", min=0, help="Write rules for so many layers.")
     ] = 3,
+    latencies: Annotated[
+        Path | None,
+        typer.Option("--latencies", help="Time the layers too, and write what they take here."),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", help="Formats of weights to time.")
+    ] = "int4|int8",
+    activations: Annotated[
+        str, typer.Option("--activations", help="Formats of what layers read to time.")
+    ] = "uint8",
     workers: Annotated[
         int, typer.Option("--workers", metavar="N", min=1, help="Processes that share the work.")
     ] = 1,
@@ -50,6 +62,7 @@ def command(
         str | None,
         typer.Option("--cluster", metavar="ADDRESS", help="A dask scheduler that shares it out."),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")] = False,
 ) -> None:
@@ -68,14 +81,23 @@ def command(
         cluster=cluster,
         dry_run=True,
     )
+    if latencies is not None:
+        check_file(latencies, ".json", force=force)
     with quiet_stdout(), progress(quiet=quiet, verbose=False) as shown:
-        from edgeq.bit_sensitivity import sensitivity
+        from edgeq.bit_sensitivity import Timing, sensitivity
 
-        found = sensitivity(request, shown)
+        timing = None
+        if latencies is not None:
+            timing = Timing(latencies, _formats(weights), _formats(activations))
+        found = sensitivity(request, shown, timing)
     if as_json:
         print_json({"model": model, **found.to_json(worst)})
     else:
         print("\n".join(lines(found, worst)))
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split("|") if name.strip())
 
 
 def lines(found: "Sensitivity", worst: int) -> list[str]:
