@@ -8,6 +8,12 @@ A value has one scale, a weight one for each output channel. Formats and scales 
 the least squared error (`edgeq/float_search.py`): with the qtype `float8` each tensor becomes
 E4M3 or E5M2, whichever loses less of it. Biases, and whatever is not linear, stay float32.
 
+With `tables=true` weights may be E3M4 or E2M5 too. ONNX has no such types: the weight is stored as
+bytes, and a table says what each of them stands for. ONNX Runtime looks them up when it loads the
+model, once.
+
+after:   w = Mul(Gather(table, Cast(w_q)), sw)
+
 The Sum of one value is that value, and no optimizer looks through it. Without it ONNX Runtime 1.31
 takes the patterns for those of integers: it drops a Relu in front of the QuantizeLinear, quantizes
 the bias, moves a Squeeze between the pair, or makes a QLinearConv or MatMulIntegerToFloat of 8-bit
@@ -18,16 +24,19 @@ Such sums have a proof only where every number is an integer in float32's reach,
 as scales and few, coarse weights; all others need `--allow-unproven`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeq.chain import Chain
 from edgeq.errors import RecipeError
 from edgeq.float_search import FloatChoice, choose_for_activation, choose_for_weight
 from edgeq.graph import Editor, constant, int_attribute
-from edgeq.numerics.affine import QParams
+from edgeq.numerics.affine import QParams, along
+from edgeq.numerics.floating import FORMATS
 from edgeq.numerics.qtype import FLOAT8, QType
 from edgeq.passing import Context, Pass, node_names
 from edgeq.qdq import REAL_NAME
@@ -35,12 +44,19 @@ from edgeq.recipe import QuantSpec
 from edgeq.roles import is_activation
 
 LINEAR = ("Conv", "Gemm", "MatMul")
+TABLES = ("e3m4", "e2m5fn")
 FORM_NAMES = {name.removeprefix("float8"): name for name in FLOAT8}  # in edgeq.numerics.floating
 
 
 @dataclass(frozen=True)
 class QuantizeFloat8(Pass):
-    """Put 8-bit floats in front of Conv, Gemm and MatMul."""
+    """Put 8-bit floats in front of Conv, Gemm and MatMul.
+
+    Attributes:
+        tables: Let weights have formats that ONNX has no type for.
+    """
+
+    tables: bool = False
 
     def run(self, model: ir.Model, context: Context) -> int:
         """Rewrite; return how many tensors became 8-bit floats.
@@ -54,7 +70,7 @@ class QuantizeFloat8(Pass):
                 f"recipe {context.recipe.name}: this target computes with integers and has no 8-bit"
                 " floats; take --target ort-cpu, or a recipe of integers such as int8"
             )
-        writer = _Writer(model, context)
+        writer = _Writer(model, context, TABLES if self.tables else ())
         for node in list(model.graph):
             if not node.domain and node.op_type in LINEAR and not context.keep_float(node):
                 writer.quantize(node)
@@ -66,8 +82,8 @@ class QuantizeFloat8(Pass):
 class _Writer:
     """The codes made so far, and the edits that make them."""
 
-    def __init__(self, model: ir.Model, context: Context) -> None:
-        self.graph, self.editor, self.context = model.graph, Editor(model.graph), context
+    def __init__(self, model: ir.Model, context: Context, tables: Sequence[str]) -> None:
+        self.editor, self.context, self.tables = Editor(model.graph), context, tables
         self.codes: dict[ir.Value, tuple[ir.Value, QParams]] = {}
         self.counts: dict[str, int] = {}
 
@@ -95,12 +111,37 @@ class _Writer:
     ) -> None:
         spec = self._spec("weight", node)
         axis = None if spec.granularity == "per_tensor" else _output_axis(node, index, array.ndim)
-        found = choose_for_weight(
-            array, _forms(spec), axis, power_of_two=spec.scale == "power_of_two"
-        )
+        forms = [*_forms(spec), *(self.tables if spec.qtype == "float8" else ())]
+        found = choose_for_weight(array, forms, axis, power_of_two=spec.scale == "power_of_two")
+        if found.form in self.tables:
+            self._look_up(node, index, value, array, found, axis)
+            return
         qparams = self._decided(found, axis)
         codes = self.editor.initializer(f"{value.name}_q", qparams.quantize(array))
         self._dequantize(node, index, value, codes, qparams)
+
+    def _look_up(
+        self,
+        node: ir.Node,
+        index: int,
+        value: ir.Value,
+        array: NDArray[np.float32],
+        found: FloatChoice,
+        axis: int | None,
+    ) -> None:
+        """Store a weight as bytes with a table of what they stand for."""
+        form, scale = FORMATS[found.form], along(found.scale, axis, array.ndim)
+        half = np.zeros(2 ** (form.bits - 1), np.float32)
+        half[: len(form.magnitudes)] = form.magnitudes
+        write = Chain(self.editor, str(value.name))
+        codes = write.constant(form.patterns(np.asarray(array / scale, np.float32)))
+        places = write.cast(codes, ir.DataType.INT32)
+        table = write.constant(np.concatenate([half, -half]))
+        units = write("Gather", table, places, shape=places.shape)
+        real = write("Mul", units, write.constant(scale))
+        write.insert_before(node)
+        node.replace_input_with(index, real)
+        self.counts[found.form] = self.counts.get(found.form, 0) + 1
 
     def _activation(self, node: ir.Node, index: int, value: ir.Value) -> None:
         if value not in self.codes:

@@ -13,7 +13,8 @@ from edgeq.certify import certify
 from edgeq.compile import activations
 from edgeq.data import Samples, input_specs, open_samples
 from edgeq.errors import EdgeqError, ModelError, RecipeError, VerificationError
-from edgeq.graph import replace_uses, to_bytes
+from edgeq.float_search import choose_for_weight
+from edgeq.graph import constant, replace_uses, to_bytes
 from edgeq.numerics.floating import FORMATS
 from edgeq.onnx_api import infer_shapes
 from edgeq.passing import Context, run_pipeline
@@ -52,6 +53,9 @@ NETWORKS = {
 }
 
 
+FEED = {"x": np.ones((1, 3, 6, 6), np.float32)}
+
+
 def network(name: str, weights: str = "normal") -> tuple[ir.Model, Samples]:
     """Return a float model with random weights, and samples."""
     x, y, constants, body = NETWORKS[name]
@@ -78,7 +82,7 @@ def quantized(name: str, settings: dict[str, str] | None = None, weights: str = 
     model, samples = network(name, weights)
     context = Context(load_recipe("fp8", settings), TARGET.capabilities, samples)
     context.calibration = calibrate(model, samples, activations(model))
-    (record,) = run_pipeline("quantize-float8", model, context)
+    (record,) = run_pipeline(context.recipe.quantize, model, context)
     return model, samples, context, record.rewrites
 
 
@@ -179,6 +183,44 @@ def test_the_search_may_say_e5m2():
     assert scale is not None
     real = codes.numpy().astype(np.float32) * scale.numpy()
     assert real.tobytes() == powers.tobytes()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_formats_without_a_type_are_tables(name):
+    model, samples, context, _ = quantized(name, {"passes.quantize-float8.tables": "true"})
+    (note,) = [text for made_by, text in context.notes if made_by == "quantize-float8"]
+    assert "e2m5fn" in note and "float8e4m3fn" in note
+    stored = [v for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.UINT8]
+    assert len(stored) == 2
+    plain, *_ = quantized(name)
+    original, _ = network(name)
+    simulator = Simulator(model)
+    noise = [0.0, 0.0]
+    for feed in samples:
+        expected = run(make_session(original), feed)["y"]
+        for place, other in enumerate((model, plain)):
+            found = run(make_session(other), feed)["y"]
+            noise[place] += float(np.square(found - expected).sum())
+        ours, theirs = simulator.run(feed, "all"), run(make_session(tap(model, ["x_q"])), feed)
+        assert ours["x_q"].tobytes() == theirs["x_q"].tobytes()
+        np.testing.assert_allclose(theirs["y"], ours["y"], atol=0.02 * np.abs(ours["y"]).max())
+    assert noise[0] < noise[1]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_table_gives_the_bits_of_its_format(level):
+    model, *_ = quantized("conv, relu, conv", {"passes.quantize-float8.tables": "true"})
+    (conv, _) = [node for node in model.graph if node.op_type == "Conv"]
+    weight = conv.inputs[1]
+    assert weight is not None
+    found = run(make_session(tap(model, [str(weight.name)]), level=level), FEED)[str(weight.name)]
+    original, _ = network("conv, relu, conv")
+    real = constant(original.graph.initializers["v"])
+    assert real is not None
+    form = FORMATS["e2m5fn"]
+    chosen = choose_for_weight(real, ("e2m5fn",), 0)
+    scale = chosen.scale.reshape(-1, 1, 1, 1)
+    assert found.tobytes() == (form.round(real / scale) * scale).tobytes() and found.size == 216
 
 
 @pytest.mark.parametrize(
