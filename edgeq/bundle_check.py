@@ -25,6 +25,7 @@ def check_bundle(
     metric: str | None = None,
     threads: int = 1,
     repeat: int | None = None,
+    runs: int | None = None,
     any_version: bool = False,
     runner: str | None = None,
     ssh: str | None = None,
@@ -38,6 +39,7 @@ def check_bundle(
         metric: For `evaluation`.
         threads: For `ort-cpu`: of the session whose latency is measured.
         repeat: For `ort-cpu`: timed runs.
+        runs: For `ort-cpu`: golden inputs that are compared, the first so many; None: all.
         any_version: For `ort-cpu`: check although this onnxruntime was not tested.
         runner: For TVM's devices: the command that runs a program there; `{}` is the program.
         ssh: For TVM's devices: the host on which to run it, as `ssh` names it.
@@ -62,6 +64,7 @@ def check_bundle(
             metric=metric,
             threads=threads,
             repeat=repeat,
+            runs=runs,
             any_version=any_version,
         )
     except CheckError as error:

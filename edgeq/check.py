@@ -104,6 +104,7 @@ def check(
     metric: str | None = None,
     threads: int = 1,
     repeat: int | None = None,
+    runs: int | None = None,
     any_version: bool = False,
 ) -> CheckResult:
     """Verify a bundle on this machine.
@@ -115,6 +116,7 @@ def check(
         metric: One of `METRICS`, for `evaluation`.
         threads: Of the session whose latency is measured; bits are compared with 1, 2 and these.
         repeat: Timed runs; None: up to 50, at most half a second.
+        runs: Golden inputs that are compared: the first so many; None: all.
         any_version: Check although this onnxruntime was not tested.
 
     Raises:
@@ -123,8 +125,8 @@ def check(
     folder = Path(bundle)
     if (evaluation is None) != (metric is None):
         raise CheckError("--evaluation and --metric go together: give both")
-    if threads < 1 or (repeat is not None and repeat < 1):
-        raise CheckError("threads and repeat must be at least 1")
+    if threads < 1 or any(count is not None and count < 1 for count in (repeat, runs)):
+        raise CheckError("threads, repeat and runs must be at least 1")
     manifest = read_manifest(folder)
     name, target, host = str(bundle), str(manifest["target"]), host_facts()
     altered = altered_files(folder, manifest)
@@ -133,7 +135,7 @@ def check(
     try:
         notes = version_notes(manifest, str(host["onnxruntime"]), any_version)
         notes += option_notes(manifest, str(host["machine"]))
-        tally = Tally(folder, manifest)
+        tally = Tally(folder, manifest, runs)
         latency: dict[str, float] = {}
         metrics: dict[str, float] = {}
         for count in dict.fromkeys((threads, 1, 2)):
@@ -202,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--metric", choices=METRICS, help="for --evaluation")
     parser.add_argument("--threads", type=int, default=1, help="for the latency (default 1)")
     parser.add_argument("--repeat", type=int, help="timed runs (default: half a second)")
+    parser.add_argument("--runs", type=int, help="golden inputs to compare (default: all)")
     parser.add_argument("--any-version", action="store_true", help="allow untested versions")
     given = parser.parse_args(arguments)
     try:
@@ -212,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             metric=given.metric,
             threads=given.threads,
             repeat=given.repeat,
+            runs=given.runs,
             any_version=given.any_version,
         )
     except CheckError as error:

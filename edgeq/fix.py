@@ -15,14 +15,15 @@ from edgeq.lint import NOTHING_SET, Finding, lint
 from edgeq.onnx_api import infer_shapes
 from edgeq.passing import Context, PassRecord, run_pipeline
 from edgeq.recipe import load_recipe
-from edgeq.rules import RULES
+from edgeq.rules import RULES, UNPROVEN
 from edgeq.steps import parse_steps
 from edgeq.targeting import EXACT, Capabilities
 
 # What moves and stores codes comes first, then what makes linear ops integer, then the rest.
 ORDER = (
     "store-codes", "zero-points", "unsigned-codes", "move-channel-scales", "dequantize-late",
-    "fold-clip", "integer-biases", "unit-scales", "tabulate", "exact-softmax", "prove-fused",
+    "fold-clip", "integer-biases", "unit-products", "unit-scales", "tabulate", "exact-softmax",
+    "prove-fused",
 )  # fmt: skip
 ROUNDS = 3
 _NONE = FeedSamples(lambda: iter(()), (), "nothing")  # these passes read no data
@@ -50,7 +51,7 @@ def fix(model: ir.Model, capabilities: Capabilities = NOTHING_SET) -> Fixed:
     """
     context = Context(recipe=load_recipe("int8", {}), capabilities=EXACT, samples=_NONE)
     records: list[PassRecord] = []
-    rewrites = {rule.id: rule.rewrite for rule in RULES}
+    rewrites = {rule.id: rule.rewrite for rule in (*RULES, UNPROVEN)}
     for _ in range(ROUNDS):
         broken = {finding.rule for finding in lint(model, capabilities)}
         wanted = {step.name for rule in broken for step in parse_steps(rewrites[rule])}

@@ -1,15 +1,17 @@
 """Hold the rules for ONNX Runtime against a QDQ model, whoever made it."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from edgeq.breach import Breach
+from edgeq.certify import certify
 from edgeq.cpus import in_words
 from edgeq.graph import clone, constant
 from edgeq.passes.store_codes import store_codes
-from edgeq.rules import RULES, Rule
-from edgeq.targeting import Capabilities
+from edgeq.rules import RULES, UNPROVEN, Rule
+from edgeq.targeting import EXACT, Capabilities
 
 NOTHING_SET = Capabilities()
 
@@ -69,12 +71,28 @@ def lint(
         store_codes(model)
     options = capabilities.session_options
     open_rules = [r for r in rules if not (r.option and options.get(r.option) == "1")]
-    return tuple(
+    findings = [
         _finding(rule, node, breach)
         for node in model.graph
         for rule in open_rules
         for breach in rule.check(node)
-    )
+    ]
+    return (*findings, *_unproven(model, capabilities, {finding.node for finding in findings}))
+
+
+def _unproven(
+    model: ir.Model, capabilities: Capabilities, named: Collection[str]
+) -> Iterator[Finding]:
+    """Yield a finding for each node without a proof that no other finding names."""
+    proofs = certify(model, replace(EXACT, session_options=capabilities.session_options)).proofs
+    for node, proof in zip(model.graph, proofs, strict=True):
+        if proof.kind == "unproven" and _name(node) not in named:
+            value = node.outputs[0].name or ""
+            yield _finding(UNPROVEN, node, Breach(value, f"{node.op_type}: {proof.detail}"))
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or node.outputs[0].name or ""
 
 
 def _quantizes_constant(node: ir.Node) -> bool:
@@ -82,9 +100,8 @@ def _quantizes_constant(node: ir.Node) -> bool:
 
 
 def _finding(rule: Rule, node: ir.Node, breach: Breach) -> Finding:
-    name = node.name or node.outputs[0].name or ""
     return Finding(
-        *(rule.id, name, breach.value, breach.detail, rule.reason, rule.remedy),
+        *(rule.id, _name(node), breach.value, breach.detail, rule.reason, rule.remedy),
         cpus=", ".join(breach.cpus or rule.cpus),
         rewrite=rule.rewrite,
     )
@@ -93,7 +110,7 @@ def _finding(rule: Rule, node: ir.Node, breach: Breach) -> Finding:
 def to_text(findings: tuple[Finding, ...]) -> str:
     """Return the findings rule by rule, each rule explained once; empty if there are none."""
     lines = []
-    for rule in RULES:
+    for rule in (*RULES, UNPROVEN):
         places = [f for f in findings if f.rule == rule.id]
         if not places:
             continue

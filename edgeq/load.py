@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as onnx_passes
 
+from edgeq.contrib_codes import standardize
 from edgeq.errors import ModelError
 from edgeq.fused_operators import decompose, is_fused, set_aside
 from edgeq.graph import OPSET, value_names
@@ -79,6 +80,7 @@ def normalize(model: ir.Model, title: str) -> Loaded:
         notes.append(f"{len(model.functions)} functions inlined")
         model = onnx_passes.InlinePass()(model).model
     set_aside(model)
+    standardize(model.graph)
     _check_operators(model, title)
     _check_graph(model, title)
     listed = [v for v in model.graph.inputs if v.is_initializer()]

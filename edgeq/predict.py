@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edgeq.certify import certify
 from edgeq.check_saturation import PRECISION
+from edgeq.contrib_codes import standardize
 from edgeq.cpus import Cpu
 from edgeq.errors import EdgeqError
 from edgeq.graph import constant
@@ -78,6 +79,7 @@ class Prediction:
             for name, value in self.graph.initializers.items()
             if value.const_value is not None
         }
+        standardize(self.graph)
         tables = kernels(cpu), kernels(cpu.widened)
         for node in self.graph:
             if node.op_type in tables[0]:

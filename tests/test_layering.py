@@ -26,7 +26,7 @@ LAYERS = {
     " stored_codes writing fused_operators fused_activations fused_attention fused_attention_of_ort"
     " fused_normalizations fused_products attention_masks attention_spelling rotary_embedding"
     " refused_operators places einsum normalization_spelling idle_choice"
-    " to_float32 old_opsets affine_nodes look_up functions roles qdq simplify elementary versions"
+    " to_float32 old_opsets affine_nodes contrib_codes look_up functions roles qdq simplify elementary versions"
     " index_values index_rules"
     " attention possible_values longest logarithm_form softmax_form scores_form"
     " certain_exponentials code_counts"
@@ -54,7 +54,7 @@ LAYERS = {
     " rounded_exponentials rules lint float_checks fusion_checks linear_checks breach fix predict",
     "bundle": "manifest golden report report_page report_schema report_view read_report"
     " value_histogram charts bundle evidence",
-    "compile": "compile compile_report compiled operator_rows compare inspect measure scores opening"
+    "compile": "compile compile_report compiled operator_rows compare compare_page inspect measure scores opening"
     " stimulus_feeds float_islands cluster workers bit_sensitivity",
     "interface": "api bundle_check",
     "diffusion": "diffusion diffusion.*",

@@ -20,6 +20,9 @@ def command(
     repeat: Annotated[
         int | None, typer.Option("--repeat", min=1, help="Timed runs (default: half a second).")
     ] = None,
+    runs: Annotated[
+        int | None, typer.Option("--runs", min=1, help="Golden inputs to compare (default: all).")
+    ] = None,
     any_version: Annotated[
         bool, typer.Option("--any-version", help="Allow an untested onnxruntime.")
     ] = False,
@@ -43,6 +46,7 @@ def command(
         metric=metric,
         threads=threads,
         repeat=repeat,
+        runs=runs,
         any_version=any_version,
         runner=runner,
         ssh=ssh,
