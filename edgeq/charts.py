@@ -154,6 +154,8 @@ def _draw_histogram(axes: "Axes", found: ValueHistogram) -> None:
     margin = 0.02 * (edges[-1] - edges[0])
     axes.set_xlim(edges[0] - margin, edges[-1] + margin)
     for end in (found.clip_low, found.clip_high):
+        if end is None:
+            continue
         axes.plot([end, end], [floor, 100], color=_COLOURS["bad"], linewidth=1.25,
                   linestyle=(0, (3, 2)), clip_on=False)  # fmt: skip
     ticks = [share for share in (1e-4, 1e-2, 1.0, 100.0) if share >= floor]

@@ -5,6 +5,7 @@ its codes. Where passes rescaled channels (`equalize`), a tensor differs from th
 those factors; a bundle's report compares with the rescaled float model instead.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,12 @@ from edgeq import verify
 from edgeq.errors import DataError, ModelError
 from edgeq.fidelity import Fidelity, FidelityMeter
 from edgeq.graph import consumers
+from edgeq.histogram import GrowingHistogram
 from edgeq.numerics.affine import QParams
 from edgeq.qdq import REAL_NAME, is_units, operand, quantize_node
 from edgeq.request import Json
 from edgeq.simulate import Simulator
+from edgeq.value_histogram import ValueHistogram, float_histogram, value_histogram
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -34,11 +37,13 @@ class TensorComparison:
         mismatches: Elements whose bits differ: codes where both have codes of the same format and
             parameters, else reals.
         first: The first of them.
+        histogram: How the values of both lie, where that was asked for.
     """
 
     fidelity: Fidelity
     mismatches: int
     first: verify.Difference | None
+    histogram: ValueHistogram | None = None
 
     def to_json(self) -> Json:
         """Return the entry of `compare --json`."""
@@ -66,13 +71,14 @@ class _Tensor:
 class _Meeting:
     """One tensor that both models have."""
 
-    def __init__(self, name: str, left: _Tensor, right: _Tensor) -> None:
+    def __init__(self, name: str, left: _Tensor, right: _Tensor, values: "_Values | None") -> None:
         self.left, self.right = left, right
         self._name = name
         self._meter = FidelityMeter(name, right.qparams)
         self._mismatches = 0
         self._first: verify.Difference | None = None
         self._codes = _same_map(left.qparams, right.qparams)
+        self._values = values
 
     def add(self, left: NDArray[Any], right: NDArray[Any], sample: int) -> None:
         if left.shape != right.shape:
@@ -85,25 +91,65 @@ class _Meeting:
         self._mismatches += count
         self._first = self._first or first
         self._meter.add(self.left.real(left), right)
+        if self._values is not None:
+            self._values.add(self.left.real(left), self.right.real(right))
 
     def result(self) -> TensorComparison:
-        return TensorComparison(self._meter.result(), self._mismatches, self._first)
+        histogram = None if self._values is None else self._values.result(self._name, self._meter)
+        return TensorComparison(self._meter.result(), self._mismatches, self._first, histogram)
+
+
+class _Values:
+    """How the values of a tensor lie in both models."""
+
+    def __init__(self, qparams: QParams | None) -> None:
+        self._qparams = None if qparams is None or qparams.axis is not None else qparams
+        self._left, self._right = GrowingHistogram(), GrowingHistogram()
+        self._low, self._high = math.inf, -math.inf
+
+    def add(self, left: NDArray[Any], right: NDArray[Any]) -> None:
+        left, right = (np.asarray(side, np.float32) for side in (left, right))
+        if not left.size or not (np.isfinite(left).all() and np.isfinite(right).all()):
+            return
+        self._left.add(left)
+        self._low = min(self._low, float(left.min()))
+        self._high = max(self._high, float(left.max()))
+        if self._qparams is None:
+            self._right.add(right)
+
+    def result(self, name: str, meter: FidelityMeter) -> ValueHistogram | None:
+        left, seen = self._left.view(), (self._low, self._high)
+        if not left.total:
+            return None
+        if self._qparams is None or meter.codes is None:
+            return float_histogram(name, left, self._right.view(), seen)
+        return value_histogram(name, left, seen, meter.codes, self._qparams)
 
 
 def compare_models(
-    left: ir.Model, right: ir.Model, batches: Iterable[Arrays]
+    first: ir.Model, second: ir.Model, batches: Iterable[Arrays], *, histograms: bool = False
 ) -> tuple[TensorComparison, ...]:
     """Run both models on the same feeds and compare every tensor that both have, in graph order.
+
+    Args:
+        first: The one that counts as right.
+        second: The one that is measured against it.
+        batches: Feeds of both.
+        histograms: Keep how values lie.
 
     Raises:
         ModelError: They have no tensor in common.
         DataError: There are no feeds, or they do not fit one of the models.
     """
-    tensors, others = _tensors(left), _tensors(right)
-    meetings = {n: _Meeting(n, t, others[n]) for n, t in tensors.items() if n in others}
+    tensors, others = _tensors(first), _tensors(second)
+    meetings = {
+        name: _Meeting(name, left, right, _Values(right.qparams) if histograms else None)
+        for name, left in tensors.items()
+        if (right := others.get(name)) is not None
+    }
     if not meetings:
         raise ModelError("the models have no tensor name in common: nothing can be compared")
-    simulators = Simulator(left), Simulator(right)
+    simulators = Simulator(first), Simulator(second)
     taps = [
         list(dict.fromkeys(side.tap for side in sides))
         for sides in zip(*((m.left, m.right) for m in meetings.values()), strict=True)

@@ -186,7 +186,7 @@ def _length(sqnr: float | None, best: float) -> float:
     return round(100 * max(0.0, sqnr) / best, 1) if best > 0 else 0.0
 
 
-def layers_in_words(layers: Sequence[Fidelity]) -> str:
+def layers_in_words(layers: Sequence[Fidelity], against: str) -> str:
     """Return how good most tensors are, and the worst."""
     noisy = [(item.sqnr_db, item.name) for item in layers if item.sqnr_db is not None]
     if not noisy:
@@ -195,7 +195,7 @@ def layers_in_words(layers: Sequence[Fidelity]) -> str:
     middle = found[len(found) // 2]
     low, worst = min(noisy)
     return (
-        f"{len(layers)} tensors against the float model: half of them reach {middle:.1f} dB or"
+        f"{len(layers)} tensors against {against}: half of them reach {middle:.1f} dB or"
         f" more; the worst, {worst}, {low:.1f} dB."
     )
 

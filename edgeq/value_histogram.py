@@ -30,7 +30,7 @@ class ValueHistogram:
         width: Of a bin.
         real: Share of the float model's values in each bin, in percent.
         quantized: The same of what the codes stand for.
-        clip_low: What the smallest code stands for.
+        clip_low: What the smallest code stands for; None where there are no codes.
         clip_high: What the largest code stands for.
         seen_low: The smallest value of the float model.
         seen_high: The largest.
@@ -43,8 +43,8 @@ class ValueHistogram:
     width: float
     real: tuple[float, ...]
     quantized: tuple[float, ...]
-    clip_low: float
-    clip_high: float
+    clip_low: float | None
+    clip_high: float | None
     seen_low: float
     seen_high: float
     clipped: float
@@ -89,6 +89,34 @@ def value_histogram(
         seen_low=seen[0],
         seen_high=seen[1],
         clipped=float(f"{outside:.6g}"),
+    )
+
+
+def float_histogram(
+    tensor: str, left: Histogram, right: Histogram, seen: tuple[float, float]
+) -> ValueHistogram:
+    """Return the histogram of a tensor that both of two models hold in floats.
+
+    Args:
+        tensor: Its name.
+        left: Of the first model's values; at least one.
+        right: Of the second's, in the place of quantized ones.
+        seen: The smallest and the largest of the first's.
+    """
+    low = min(float(left.edges[0]), float(right.edges[0]))
+    high = max(float(left.edges[-1]), float(right.edges[-1]))
+    edges = np.linspace(low, high, BINS + 1)
+    return ValueHistogram(
+        tensor=tensor,
+        low=low,
+        width=(high - low) / BINS,
+        real=_rounded(histogram_shares(left, edges)),
+        quantized=_rounded(histogram_shares(right, edges)),
+        clip_low=None,
+        clip_high=None,
+        seen_low=seen[0],
+        seen_high=seen[1],
+        clipped=0.0,
     )
 
 

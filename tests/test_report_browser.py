@@ -10,6 +10,8 @@ import pytest
 
 from edgeq.api import compile
 from edgeq.buckets import Buckets, BucketStatistics
+from edgeq.compare import TensorComparison
+from edgeq.compare_page import render_comparison
 from edgeq.memory_use import BufferRow, MemoryUse
 from edgeq.read_report import read_report
 from edgeq.report import BucketRow, BucketTable, FloatRow, Report
@@ -23,7 +25,7 @@ PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAA"
     "AABJRU5ErkJggg=="
 )
-MEASURE = """<!doctype html><iframe src="report.html" style="width:{width}px;height:900px"></iframe>
+MEASURE = """<!doctype html><iframe src="{page}.html" style="width:{width}px;height:900px"></iframe>
 <pre id="found"></pre><script>
 onload = () => {{
   const page = document.querySelector("iframe").contentDocument.documentElement;
@@ -70,6 +72,9 @@ def full(tmp_path_factory) -> Report:
 def folder(full, tmp_path_factory) -> Path:
     found: Path = tmp_path_factory.mktemp("served")
     (found / "report.html").write_text(render_html(full))
+    rows = [TensorComparison(layer, 3, None) for layer in full.layers]
+    rows[0] = dataclasses.replace(rows[0], histogram=full.histograms[0])
+    (found / "compare.html").write_text(render_comparison("a" * 90, "/long/path/" * 9, rows))
     return found
 
 
@@ -95,9 +100,11 @@ def test_every_section_is_there_with_its_numbers(folder, full):
     assert "nan" not in text and "None" not in text.replace("percentile = None", "")
 
 
-@pytest.mark.parametrize("width", [320, 400, 1000])
-def test_nothing_is_wider_than_the_screen(folder, width):
-    (folder / "measure.html").write_text(MEASURE.format(width=width))
+@pytest.mark.parametrize(
+    ("page", "width"), [("report", 320), ("report", 400), ("report", 1000), ("compare", 400)]
+)
+def test_nothing_is_wider_than_the_screen(folder, page, width):
+    (folder / "measure.html").write_text(MEASURE.format(page=page, width=width))
     with served(folder) as address:
         options = ("--dump-dom", "--virtual-time-budget=5000", f"{address}/measure.html")
         dom, complaints = run_chromium(folder, *options)
@@ -110,7 +117,7 @@ def test_a_wide_page_would_be_found(folder):
     (folder / "report.html").write_text('<p style="width:500px">wide')
     try:
         with pytest.raises(AssertionError):
-            test_nothing_is_wider_than_the_screen(folder, 400)
+            test_nothing_is_wider_than_the_screen(folder, "report", 400)
     finally:
         (folder / "kept.html").replace(folder / "report.html")
 

@@ -72,16 +72,25 @@ def compare(
     samples: Annotated[
         int | None, typer.Option("--samples", min=1, help="The first so many samples.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with charts to this .html.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare every tensor that two models share: SQNR, off-by-N, first difference."""
     from edgeq.compare import compare_models
+    from edgeq.compare_page import render_comparison
     from edgeq.data import input_specs, open_samples
     from edgeq.opening import open_model
 
+    if html is not None:
+        check_file(html, ".html", force=force)
     first, second = open_model(left), open_model(right)
     feeds = open_samples(inputs, inputs=input_specs(first), limit=samples)
-    rows = compare_models(first, second, feeds)
+    rows = compare_models(first, second, feeds, histograms=html is not None)
+    if html is not None:
+        write_file(html, render_comparison(left, right, rows).encode())
     if as_json:
         tensors = [row.to_json() for row in rows]
         print_json({"a": left, "b": right, "tensors": tensors})
