@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgeq.numerics.affine import QParams
 from edgeq.qdq import operand, quantize_node
 from edgeq.request import Json
-from edgeq.stored_codes import packed_source
+from edgeq.stored_codes import stored_format
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,12 @@ def _quantized(graph: ir.Graph) -> list[QuantizedRow]:
         if found is None:
             continue
         name = str(found.codes.name)
-        packed = packed_source(found.codes)
+        packed = stored_format(found.codes)
         constant = found.codes.const_value is not None or packed is not None
         wide = found.qparams.qtype.bits > 16
         role = "bias" if constant and wide else "weight" if constant else "activation"
         row = _row(name, role, found.qparams)
-        if packed is not None and packed.dtype is not None:
-            row = replace(row, qtype=packed.dtype.name.lower())
-        rows.setdefault(name, row)
+        rows.setdefault(name, row if packed is None else replace(row, qtype=packed))
     return list(rows.values())
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeq.numerics.qtype import FLOAT4
+
 Array = NDArray[Any]
 PACKED = frozenset({ir.DataType.INT4, ir.DataType.UINT4})
 _DATA = {"Cast": 0, "Mul": 0, "Gather": 1}  # where the packed codes come from
@@ -37,6 +39,22 @@ def packed_source(value: ir.Value) -> ir.Value | None:
         return packed_source(data)
     stored = data.const_value is not None and not data.is_graph_input() and data.dtype in PACKED
     return data if stored else None
+
+
+def stored_format(value: ir.Value) -> str | None:
+    """Return the format in which constant codes are stored in 4 bits: `int4`, `float4e2m1`, ...
+
+    Codes of a table are named after the first grid of floats that holds them all; `uint4` if none.
+    """
+    source, codes = packed_source(value), stored_codes(value)
+    if source is None or source.dtype is None or codes is None:
+        return None
+    if source.dtype == ir.DataType.UINT4:
+        found = set(np.unique(codes).tolist())
+        for name, qtype in FLOAT4.items():
+            if found <= set(qtype.values or ()):
+                return name
+    return source.dtype.name.lower()
 
 
 def stored_codes(value: ir.Value) -> Array | None:

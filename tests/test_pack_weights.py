@@ -1,5 +1,6 @@
 """Weights in 4 bits: what is stored, that all read it alike, and that kernels stay integer."""
 
+import json
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -211,7 +212,7 @@ def test_readers_of_a_packed_model():
     rows = {row.name: (row.role, row.qtype) for row in inspect_model(model).quantized}
     assert rows == {
         "x": ("activation", "uint8"),
-        "w": ("weight", "uint4"),
+        "w": ("weight", "float4e2m1"),
         "y": ("activation", "uint8"),
     }
     source = packed_source(weight(model))
@@ -225,7 +226,7 @@ def test_readers_of_a_packed_model():
 
 def test_a_real_model(tmp_path):
     folder = "samples/digits"
-    sizes = {}
+    sizes, formats = {}, {}
     for recipe in ("int8", "w4a8", "w4a6", "fp4a8"):
         bundle = edgeq.compile(
             f"{folder}/digits.onnx",
@@ -239,7 +240,16 @@ def test_a_real_model(tmp_path):
             bundle.manifest.bitwise.mismatches == 0 and bundle.manifest.bitwise.compared > 100_000
         )
         assert bundle.manifest.certificate.unproven == ()
-        sizes[recipe] = (tmp_path / recipe / "model.onnx").stat().st_size
+        report = json.loads((bundle.path / "report.json").read_text())
+        formats[recipe] = {
+            row["formats"] for row in report["operators"] if row["kind"] == "integer"
+        }
+        sizes[recipe] = report["bytes_deployed"]
+        assert sizes[recipe] == (bundle.path / "model.onnx").stat().st_size
         checked = edgeq.check(tmp_path / recipe)
         assert checked.mismatches == 0 and checked.compared > 500
     assert max(sizes["w4a8"], sizes["fp4a8"]) < 0.85 * sizes["int8"], sizes
+    assert formats["int8"] == {"uint8 * int8 -> uint8", "uint8 * int8 -> float32"}
+    assert "uint8 * int4 -> uint8" in formats["w4a8"]
+    assert "uint6 * int4 -> uint6" in formats["w4a6"]
+    assert "uint8 * float4e2m1 -> uint8" in formats["fp4a8"]
