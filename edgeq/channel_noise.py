@@ -68,16 +68,6 @@ def activation_qparams(samples: Samples, spec: QuantSpec, context: Context) -> Q
     return choose_qparams(low, high, spec)
 
 
-def weight_limit(node: ir.Node, context: Context) -> int:
-    """Return the largest magnitude of a weight code of `node`, before any shift."""
-    spec = context.weight_spec(node)
-    limit = min(spec.limit, context.capabilities.weight_max)
-    if spec.qtype not in FORMATS:
-        return limit
-    low, high = FORMATS[spec.qtype].within(limit)
-    return max(-low, high) if low < 0 else 2 * limit
-
-
 def layer_noise(
     site: Site,
     samples: Samples,
@@ -131,18 +121,23 @@ class RoundedWeight:
 def rounded_weight(
     node: ir.Node, weight: NDArray[np.float32], x: QParams, context: Context
 ) -> RoundedWeight:
-    """Round `weight`, of the shape of the weight of `node`; `x` are the parameters of its input."""
+    """Round `weight`, of the shape of the weight of `node`; `x` are the parameters of its input.
+
+    Codes that are shifted already are rounded before that, as `quantize-weights` does.
+    """
     spec = context.weight_spec(node)
     limit = min(spec.limit, context.capabilities.weight_max)
     axis = output_axis(node, weight.ndim) if spec.granularity == "per_channel" else None
-    made = encode(weight, None, x, spec, axis=axis, limit=limit, bias_limit=1)
+    name = None if node.inputs[1] is None else node.inputs[1].name
+    shift = context.weight_shifts.get(name or "", np.int32(0))
+    made = encode(np.ldexp(weight, -shift), None, x, spec, axis=axis, limit=limit, bias_limit=1)
     qtype = made.qparams.qtype
     low, high = qtype.within(limit)
     values = range(low, high + 1) if qtype.values is None else qtype.values
     grid = np.array([v for v in values if low <= v <= high], np.int64)
     if not spec.symmetric and qtype.values is None:  # the zero point lies anywhere
         grid = np.arange(-(qtype.qmax - qtype.qmin) // 2, (qtype.qmax - qtype.qmin) // 2 + 1)
-    real = made.qparams.dequantize(made.weight).astype(np.float64)
+    real = np.ldexp(made.qparams.dequantize(made.weight).astype(np.float64), shift)
     return RoundedWeight(real, made.qparams.scale, grid)
 
 

@@ -7,8 +7,8 @@ Two ways to choose them, from rows of what a layer reads:
   `s / 2**depth, ..., s / 2, s` with the least squared error; a channel takes what most samples
   vote for if their share reaches the threshold, and keeps s otherwise. Samples of all timesteps
   vote together: a static graph has one scale.
-- by groups (Moon et al. 2024, "Instance-Aware Group Quantization for Vision Transformers",
-  section 3.2): channels are assigned to the group whose limits are nearest to their own,
+- by groups (Moon et al. 2024, "Instance-Aware Group Quantization for Vision Transformers"):
+  channels are assigned to the group whose limits are nearest to their own,
   `(min - l)**2 + (max - u)**2` summed over instances, and a group's limits are the mean of its
   channels', in turn. The paper assigns for each instance at run time; here it is done once, and
   the scales of groups are rounded up to powers of two of the finest, so that one integer kernel

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from edgeq.code_plan import plan_codes
 from edgeq.graph import Editor, constant, consumers, int_attribute, producer, rank
 from edgeq.linear_weights import (
+    LinearWeights,
     behind_affine,
     has_linear_weights,
     input_channels,
@@ -116,14 +117,23 @@ def scale_channels(site: Site, factors: Float64, editor: Editor, context: Contex
     applied = np.asarray(old / numbers.astype(np.float64))
     zeros = np.zeros(len(factors))
     for reader in site.readers:
-        set_linear_weights(reader, behind_affine(reader, applied, zeros), editor)
+        _give_weights(reader, behind_affine(reader, applied, zeros), editor, context)
     if site.maker is not None:
         maker = linear_weights(site.maker)
         assert maker is not None
-        set_linear_weights(site.maker, maker.scaled(1 / applied, zeros), editor)
+        _give_weights(site.maker, maker.scaled(1 / applied, zeros), editor, context)
     else:
         _multiply(site, numbers, editor, context)
     return applied
+
+
+def _give_weights(node: ir.Node, weights: LinearWeights, editor: Editor, context: Context) -> None:
+    """Give `node` new weights; codes that are to be shifted stay so."""
+    old = node.inputs[1]
+    set_linear_weights(node, weights, editor)
+    new = node.inputs[1]
+    if old is not None and new is not None and old.name in context.weight_shifts:
+        context.weight_shifts[str(new.name)] = context.weight_shifts[old.name]
 
 
 def _old_numbers(site: Site, context: Context) -> Float64:

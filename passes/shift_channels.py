@@ -10,7 +10,7 @@ kernels as they are. Where 8 bits have no room for that (8-bit weights), the pro
 are rounded instead: the finer activations are paid for with coarser weights.
 
 Shifts are chosen by vote, or by groups (`edgeq.channel_shifts`). They are kept where the measured
-noise in what reads them becomes less (`edgeq.channel_noise`). The rows of a softmax have scales of
+noise in what reads them becomes less (`edgeq.channel_units`). The rows of a softmax have scales of
 their own without any of this: see `fold-softmax-bias`.
 """
 
@@ -18,19 +18,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgeq.buckets import find_buckets
-from edgeq.channel_noise import activation_qparams, activation_spec, layer_noise, weight_limit
+from edgeq.channel_noise import activation_qparams, activation_spec
 from edgeq.channel_samples import Budget, sampled_rows
 from edgeq.channel_shifts import Shifts, as_samples, grouped_shifts, voted_shifts
-from edgeq.channel_sites import Site, along_inputs, find_sites, scale_channels
+from edgeq.channel_sites import Site, find_sites
+from edgeq.channel_units import Units, is_better, units_of_shifts, use_units
 from edgeq.data import input_specs
 from edgeq.errors import RecipeError
 from edgeq.graph import Editor
 from edgeq.numerics.affine import QParams
 from edgeq.passing import Context, Pass
-
-CODE_LIMIT = 127
 
 
 @dataclass(frozen=True)
@@ -86,61 +86,27 @@ class ShiftChannels(Pass):
         )
         chosen = {name: self._choose(by_name[name], as_samples(r.x), context) for name, r in rows}
         editor = Editor(model.graph)
-        done = [name for name, shifts in chosen.items() if shifts is not None]
-        for name, shifts in chosen.items():
-            if shifts is not None:
-                self._apply(by_name[name], shifts, editor, context)
+        done = {name: units for name, units in chosen.items() if units is not None}
+        for name, units in done.items():
+            use_units(by_name[name], units, editor, context)
         text = f"{len(done)} of {len(sites)} values have channels in units of their own"
         if refused:
             text += f"; {refused} more are codes of a fused kernel, which no finer steps can help"
         context.notes.append((self.name(), text))
         return len(done)
 
-    def _choose(
-        self,
-        site: Site,
-        samples: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-        context: Context,
-    ) -> Shifts | None:
-        spec = activation_spec(site.value, context)
-        plain = activation_qparams(samples, spec, context)
+    def _choose(self, site: Site, samples: NDArray[np.float32], context: Context) -> Units | None:
+        plain = activation_qparams(samples, activation_spec(site.value, context), context)
         shifts = self._shifts(samples, plain)
         shifts = np.asarray(shifts - shifts.min(), np.int32)
         if not shifts.any():
             return None
-        ones, factors = np.ones(len(shifts)), np.exp2(shifts)
-        scaled = (samples / factors[:, None]).astype(np.float32)
-        before = layer_noise(site, samples, plain, context, factors=ones)
-        after = layer_noise(
-            site, samples, activation_qparams(scaled, spec, context), context,
-            factors=factors, shifted=self._has_room(site, shifts, context),
-        )  # fmt: skip
-        gain = 10 ** (self.gain_db / 10)
-        better = after.activations * gain < before.activations and after.total < before.total
-        return shifts if better else None
+        units = units_of_shifts(site, shifts, context)
+        return units if is_better(site, samples, units, context, gain_db=self.gain_db) else None
 
-    def _shifts(
-        self, samples: np.ndarray[tuple[int, ...], np.dtype[np.float32]], plain: QParams
-    ) -> Shifts:
+    def _shifts(self, samples: NDArray[np.float32], plain: QParams) -> Shifts:
         if self.assign == "vote":
             return voted_shifts(samples, plain, depth=self.depth, agreement=self.agreement)
         qtype = plain.qtype
         share = (int(plain.zero_point) - qtype.qmin) / (qtype.qmax - qtype.qmin)
         return grouped_shifts(samples, groups=self.groups, depth=self.depth, zero_share=share)
-
-    def _has_room(self, site: Site, shifts: Shifts, context: Context) -> bool:
-        """Whether all codes, shifted, stay within 8 bits and the target's limit."""
-        if not all(context.weight_spec(node).symmetric for node in site.readers):
-            return False
-        top = min(CODE_LIMIT, context.capabilities.weight_max)
-        most = max(weight_limit(node, context) for node in site.readers)
-        return most << int(shifts.max()) <= top
-
-    def _apply(self, site: Site, shifts: Shifts, editor: Editor, context: Context) -> None:
-        scale_channels(site, np.exp2(shifts), editor, context)
-        if not self._has_room(site, shifts, context):
-            return
-        for node in site.readers:
-            weight = node.inputs[1]
-            assert weight is not None
-            context.weight_shifts[str(weight.name)] = along_inputs(node, shifts)

@@ -45,7 +45,7 @@ LAYERS = {
     " channel_samples channel_shifts",
     "targeting": "by_name targeting memory_use",
     "passing": "passing bit_latency bit_layers bit_measure tasks noise_sources request request_names"
-    " channel_sites channel_noise"
+    " channel_sites channel_noise channel_units"
     " proofs code_plan seen_values softmax_bias_form softmax_row_form",
     "learning": "learning learning.*",
     "tvm": "tvm tvm.*",

@@ -71,6 +71,7 @@ TESTED_BY_SAMPLES = {
     "quantize-float8": "test_quantize_float8.py",
     "relate-scales": "test_decisions.py",
     "shift-channels": "test_shift_channels.py",
+    "split-concat": "test_split_concat.py",
     "split-input": "test_split_input.py",
 }
 TOLERANCE = 2.0**-18  # of the largest magnitude: sums of up to 64 products, each off by 2**-24
