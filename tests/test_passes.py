@@ -66,6 +66,7 @@ TESTED_BY_SAMPLES = {
     "correct-bias": "test_correct_bias.py",
     "equalize": "test_equalize.py",
     "fold-softmax-bias": "test_fold_softmax_bias.py",
+    "learn-rounding": "test_learning_rounding.py",
     "learn-scaling": "test_learn_scaling.py",
     "plan-bits": "test_plan_bits.py",
     "quantize-float8": "test_quantize_float8.py",

@@ -80,6 +80,18 @@ class _Quantize(Function):
         return gradient, of_scale, None, None
 
 
+class _Nearest(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grid: Tensor) -> Tensor:  # noqa: ANN401
+        del ctx
+        return grid[torch.bucketize(x, (grid[1:] + grid[:-1]) / 2)]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        del ctx
+        return gradient, None
+
+
 class _LookUp(Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, codes: Tensor) -> Tensor:  # noqa: ANN401
@@ -141,4 +153,10 @@ def look_up(table: Tensor, codes: Tensor) -> Tensor:
     Backward, the derivative by a code is half the difference of the entries beside it.
     """
     found: Tensor = _LookUp.apply(table, codes)
+    return found
+
+
+def nearest_of(x: Tensor, grid: Tensor) -> Tensor:
+    """Return the nearest entries of an ascending grid, the lower one of two; gradient as of `x`."""
+    found: Tensor = _Nearest.apply(x, grid)
     return found
