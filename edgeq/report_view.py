@@ -91,40 +91,39 @@ def verdict(report: Report) -> Verdict:
             f"{report.mismatches:,} of {compared} elements differ.",
             "What runs on the device is not what was evaluated: do not ship it.",
         )
-    bits = (
-        f"All {compared} elements of quantized tensors and outputs are the simulator's, bit for bit"
-    )
+    bits = f"All {compared} elements of quantized tensors and outputs are the simulator's"
+    accuracy = "".join(f" {row.name}: {_against_float(row)}." for row in _measured(report)[:1])
+    if report.unproven:
+        return Verdict(
+            "plain",
+            f"No bit differs here, but {_nodes(len(report.unproven))} without a proof.",
+            f"{bits}; on another CPU, what depends on those nodes may differ.{accuracy}",
+        )
     if report.verified_on is not None:
         return Verdict(
             "good",
             f"Compiled for {report.verified_on}, the model gives the simulator's bits.",
             f"{bits}. The code for {report.target} is checked where it runs: edgeq check, on the"
-            " device or its emulator.",
+            f" device or its emulator.{accuracy}",
         )
-    if report.unproven:
-        return Verdict(
-            "plain",
-            f"No bit differs here, but {_nodes(len(report.unproven))} without a proof.",
-            f"{bits}; on another CPU, what depends on those nodes may differ.",
-        )
-    return Verdict(
-        "good",
-        "What ships is what was evaluated: no bit differs.",
-        f"{bits}" + (", and every node has a proof for other CPUs." if report.operators else "."),
-    )
+    proven = ", and every node has a proof for other CPUs" if report.operators else ""
+    title = "What ships is what was evaluated: no bit differs."
+    return Verdict("good", title, f"{bits}{proven}.{accuracy}")
 
 
 def tiles(report: Report) -> list[Tile]:
     """Return the figures to decide by."""
     found = [
         Tile(
-            "bits that differ",
+            "elements that differ",
             f"{report.mismatches:,}",
-            f"of {report.compared:,} elements compared",
+            f"of {report.compared:,} compared, bit by bit",
             "bad" if report.mismatches or not report.compared else "good",
         )
     ]
-    found += [_accuracy(row) for row in report.metrics if row.float_model is not None]
+    found += [
+        Tile(row.name, f"{row.deployed:.4g}", _against_float(row)) for row in _measured(report)
+    ]
     found += [
         Tile("SQNR of the output", f"{row.deployed:.2f} dB", "signal to quantization noise")
         for row in report.metrics
@@ -146,13 +145,18 @@ def tiles(report: Report) -> list[Tile]:
     return found
 
 
-def _accuracy(row: MetricRow) -> Tile:
+def _measured(report: Report) -> list[MetricRow]:
+    """Return the figures that the float model has too."""
+    return [row for row in report.metrics if row.float_model is not None]
+
+
+def _against_float(row: MetricRow) -> str:
     assert row.float_model is not None
     change, before = row.deployed - row.float_model, f"{row.float_model:.4g}"
     better = (change > 0) == row.higher_is_better
     size = f"{abs(change):.3g}"
     words = f"{size} {'better' if better else 'worse'} than" if size != "0" else "the same as"
-    return Tile(row.name, f"{row.deployed:.4g}", f"{words} the float model's {before}")
+    return f"{words} the float model's {before}"
 
 
 def _nodes(count: int) -> str:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.fidelity import FidelityMeter, sqnr_db
+from edgeq.fidelity import Fidelity, FidelityMeter, sqnr_db
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import UINT8
 from edgeq.read_report import read_report
-from edgeq.report import FloatRow, MetricRow, PassRow, VerdictRow, render_json
+from edgeq.report import FloatRow, MetricRow, OperatorRow, PassRow, VerdictRow, render_json
 from edgeq.report_page import render_html
+from edgeq.report_view import layer_views, operator_groups, verdict
 from edgeq.softmax_bias import SoftmaxRow
 
 
@@ -121,6 +122,53 @@ def test_each_softmax_is_shown_before_and_after_its_correction(report, tmp_path)
 def test_the_verdict_is_said_first(report, rows, says):
     text = "".join(Page(render_html(dataclasses.replace(report, verdicts=rows))).text)
     assert says in text and text.index(says) < text.index("Bits compared")
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "says"),
+    [
+        ({}, "good", "every node has a proof"),
+        ({"verified_on": "tvm-x86-64"}, "good", "is checked where it runs"),
+        ({"operators": (OperatorRow("a", "B", "unproven", "?"),)}, "plain", "may differ"),
+        ({"metrics": (MetricRow("top1", 97.0, 98.5),)}, "good", "top1: 1.5 worse than"),
+        ({"metrics": (MetricRow("nll", 1.25, 1.5, False),)}, "good", "nll: 0.25 better than"),
+        ({"metrics": (MetricRow("top1", 97.0, 97.0),)}, "good", "top1: the same as"),
+    ],
+)
+def test_the_verdict_says_what_a_reader_decides_by(report, changes, level, says):
+    found = verdict(dataclasses.replace(report, **changes))
+    assert found.level == level and says in found.text
+
+
+def test_tensors_that_hold_the_same_values_share_a_row(report):
+    row = Fidelity("a", 20.0, (9, 1, 0, 0, 0), 10, "uint8")
+    fine = Fidelity("fine", 60.0, (0, 0, 0, 0, 10), 10, "uint16")
+    layers = (fine, row, dataclasses.replace(row, name="b"), Fidelity("c", None, (), 10))
+    views = layer_views(layers)
+    assert [(v.place, v.name, v.copies) for v in views] == [
+        (1, "a", ("b",)), (2, "fine", ()), (3, "c", ()),
+    ]  # fmt: skip
+    assert views[0].shares == (90.0, 10.0, 0.0, 0.0, 0.0) and views[0].length == 33.3
+    assert views[1].shares == () and views[1].qtype == "uint16" and views[2].sqnr == "exact"
+    text = "".join(Page(render_html(dataclasses.replace(report, layers=layers))).text)
+    assert "moved: b" in text and "uint16" in text
+
+
+def test_operators_that_run_alike_share_a_row(report):
+    rows = (
+        OperatorRow("q", "QuantizeLinear", "ieee", "", "", "float32 -> uint8"),
+        OperatorRow("m1", "Mul", "ieee", "x", "Mul", "float32", "ieee: x"),
+        OperatorRow("m2", "Mul", "ieee", "y", "Mul", "float32", "ieee: y"),
+        OperatorRow("m3", "Mul", "ieee", "y", "Mul", "float32", "kept by --keep-float"),
+        OperatorRow("c", "Conv", "integer", "z", "QLinearConv", "uint8 * int8 -> uint8"),
+    )
+    groups = operator_groups(dataclasses.replace(report, operators=rows))
+    assert [(g.op_type, g.count, g.float_reason, g.computes) for g in groups] == [
+        ("Conv", 1, "", True),
+        ("Mul", 2, "single IEEE operations", True),
+        ("QuantizeLinear", 1, "", False),
+        ("Mul", 1, "kept by --keep-float", True),
+    ]
 
 
 def test_the_same_report_gives_the_same_bytes(report):

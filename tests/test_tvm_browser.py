@@ -1,12 +1,6 @@
 """The WebAssembly bundle in headless Chromium: the page checks itself and says what it found."""
 
-import html
 import re
-import shutil
-import subprocess
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,27 +11,10 @@ from edgeq.tvm.toolchain import missing_tools, modules
 pytest.importorskip("tvm", reason="needs TVM: pip install edgeq[tvm]")
 
 from tests import tvm_programs
+from tests.chromium import run_chromium, served
 
 pytestmark = [pytest.mark.tvm, pytest.mark.emulated]
 DEVICE = DEVICES["tvm-wasm32"]
-OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-dev-shm-usage",
-    "--virtual-time-budget=20000",
-    "--dump-dom",
-)
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format, *args):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -50,27 +27,13 @@ def bundle() -> dict[str, bytes]:
 
 def page(files: dict[str, bytes], folder: Path, name: str = "index.html") -> str:
     """Return the page as the browser leaves it."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
-    served = folder / "served"
-    served.mkdir()
+    content = folder / "served"
+    content.mkdir()
     for path, data in files.items():
-        (served / path).write_bytes(data)
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=served)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            url = f"http://127.0.0.1:{server.server_address[1]}/{name}"
-            profile = f"--user-data-dir={folder / 'profile'}"
-            run = subprocess.run(
-                [chromium, *OPTIONS, profile, url], capture_output=True, text=True, timeout=120
-            )
-        finally:
-            server.shutdown()
-            thread.join()
-    assert run.returncode == 0, run.stderr
-    return html.unescape(run.stdout)
+        (content / path).write_bytes(data)
+    with served(content) as address:
+        options = ("--virtual-time-budget=20000", "--dump-dom", f"{address}/{name}")
+        return run_chromium(folder, *options)[0]
 
 
 def test_the_page_compares_every_element_and_says_so(bundle, tmp_path):
