@@ -94,7 +94,7 @@ def calibrate(
         session = tapped_session(model, group) if group else None
         done = 0
         for feeds in _batches(samples, batch):
-            real = _as_float(model, _joined(feeds))
+            real = as_float(model, _joined(feeds))
             found = {} if session is None else run(session, real)
             if number == 0:
                 for feed in feeds:
@@ -163,7 +163,7 @@ def _sizes(model: ir.Model, names: Sequence[str], feed: Feeds) -> dict[str, int]
     sized.graph.extend([producer(size) for size in sizes])
     sized.graph.outputs[:] = sizes
     remove_dead(sized.graph)
-    found = run(make_session(sized, threads=THREADS), _as_float(model, feed))
+    found = run(make_session(sized, threads=THREADS), as_float(model, feed))
     return {name: 4 * int(found[str(size.name)]) for name, size in zip(names, sizes, strict=True)}
 
 
@@ -191,7 +191,7 @@ def _joined(feeds: list[Feeds]) -> Feeds:
     return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
 
-def _as_float(model: ir.Model, feed: Feeds) -> dict[str, Array]:
+def as_float(model: ir.Model, feed: Feeds) -> dict[str, Array]:
     """Return the feed with camera frames as float32, where the model takes that."""
     real = {str(v.name) for v in model.graph.inputs if v.dtype == ir.DataType.FLOAT}
     return {

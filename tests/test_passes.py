@@ -71,6 +71,7 @@ TESTED_BY_SAMPLES = {
     "plan-bits": "test_plan_bits.py",
     "quantize-float8": "test_quantize_float8.py",
     "relate-scales": "test_decisions.py",
+    "round-weights": "test_round_weights.py",
     "shift-channels": "test_shift_channels.py",
     "split-concat": "test_split_concat.py",
     "split-input": "test_split_input.py",
