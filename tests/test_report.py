@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeq.bit_choice import BitChoice
 from edgeq.fidelity import Fidelity, FidelityMeter, sqnr_db
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import UINT8
@@ -27,6 +28,16 @@ def u8(values: object) -> NDArray[np.uint8]:
     return np.array(values, np.uint8)
 
 
+BITS = BitChoice(
+    layer="conv",
+    op_type="Conv",
+    weight="int3",
+    activation="uint6",
+    noise=0.00123,
+    weight_count=1280,
+    weight_bytes=640,
+    bit_operations=1_234_567,
+)
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -89,11 +100,12 @@ def test_every_section_says_something(report):
         notes=(("load", "opset 9 became 21"),),
         islands=(FloatRow("softmax", "Softmax", "kept by name"),),
         tail=(FloatRow("decode", "Mul", "ieee: one operation"),),
+        bits=(BITS,),
     )
     text = "".join(Page(render_html(full)).text)
     for words in ("80.25", "80.5", "cleanup", "folded", "opset 9 became 21", "kept by name",
                   "ieee: one operation", "QLinearConv", "bound 12345", "0.1.0", "qtype", "3.9 KiB",
-                  "4.00", "QLinearConv", "uint8 \u00d7 int8"):  # fmt: skip
+                  "4.00", "int3", "uint6", "0.0012", "640 B", "1,234,567", "uint8 \u00d7 int8"):  # fmt: skip
         assert words in text, words
 
 

@@ -15,6 +15,7 @@ from edgeq.report_schema import report_schema, schema_text
 from edgeq.softmax_bias import SoftmaxRow
 from edgeq.trajectory import ImageFidelity, StepFidelity, TrajectoryComparison
 from edgeq.value_histogram import ValueHistogram
+from tests.test_report import BITS
 
 PUBLISHED = Path(__file__).parent.parent / "docs" / "report.schema.json"
 
@@ -30,6 +31,7 @@ def full(report):
         notes=(("load", "opset 9 became 21"),),
         islands=(FloatRow("softmax", "Softmax", "kept"),),
         histograms=(ValueHistogram("t", -1.0, 0.5, (50.0, 50.0), (40.0, 60.0), -1, 1, -2, 3, 1.5),),
+        bits=(BITS,),
         softmaxes=(SoftmaxRow("attn", "beta", 0.9, 1.0, None, 3.0),),
         memory=MemoryUse(None, 1, 2, 3, 4, 5, (BufferRow("b", 0, 1, 2, 3),)),
         buckets=BucketTable(Buckets("t", 0, 9, 1), (BucketRow("x", statistics),)),
