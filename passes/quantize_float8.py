@@ -39,6 +39,7 @@ from edgeq.numerics.affine import QParams, along
 from edgeq.numerics.floating import FORMATS
 from edgeq.numerics.qtype import FLOAT8, QType
 from edgeq.passing import Context, Pass, node_names
+from edgeq.places import places_of_node
 from edgeq.qdq import REAL_NAME
 from edgeq.recipe import QuantSpec
 from edgeq.roles import is_activation
@@ -98,7 +99,7 @@ class _Writer:
                 self._activation(node, index, value)
 
     def _spec(self, role: str, node: ir.Node) -> QuantSpec:
-        spec = self.context.recipe.spec(role, node.op_type, node_names(node))
+        spec = self.context.recipe.spec(role, node.op_type, node_names(node), places_of_node(node))
         if spec.qtype != "float8" and spec.qtype not in FLOAT8:
             raise RecipeError(
                 f"recipe {self.context.recipe.name}: quantize-float8 makes {', '.join(FLOAT8)}, or"

@@ -27,6 +27,7 @@ from edgeq.targets.ort_cpu import tap
 from edgeq.verify import Comparison
 
 TARGET = find_target("ort-cpu")
+EVERYWHERE = {"rule": "[]"}  # in the first and the last layer too
 POWERS = {"activation.scale": "power_of_two", "weight.scale": "power_of_two"}
 
 # Patterns that ONNX Runtime takes for those of integers, each behind a linear op and before one.
@@ -42,6 +43,12 @@ NETWORKS = {
         "float[N,4] y",
         "float[8,16] v, float[16] b, float[16,4] w, int64[1] one = {1}",
         "h = Gemm (x, v, b) u = Unsqueeze (h, one) t = Squeeze (u, one) y = MatMul (t, w)",
+    ),
+    "three gemms": (
+        "float[N,8] x",
+        "float[N,4] y",
+        "float[8,16] u, float[16,16] v, float[16,4] w",
+        "h = Gemm (x, u) t = Gemm (h, v) y = Gemm (t, w)",
     ),
     "two values": (
         "float[2,5,8] x",
@@ -80,7 +87,9 @@ def network(name: str, weights: str = "normal") -> tuple[ir.Model, Samples]:
 
 def quantized(name: str, settings: dict[str, str] | None = None, weights: str = "normal"):
     model, samples = network(name, weights)
-    context = Context(load_recipe("fp8", settings), TARGET.capabilities, samples)
+    context = Context(
+        load_recipe("fp8", EVERYWHERE | (settings or {})), TARGET.capabilities, samples
+    )
     context.calibration = calibrate(model, samples, activations(model))
     (record,) = run_pipeline(context.recipe.quantize, model, context)
     return model, samples, context, record.rewrites
@@ -173,7 +182,7 @@ def test_the_search_may_say_e5m2():
     value = model.graph.initializers["v"]
     powers = np.ldexp(1.0, -np.arange(64).reshape(8, 8) % 30).astype(np.float32)
     value.const_value = ir.tensor(powers, name="v")
-    settings = POWERS | {"weight.granularity": "per_tensor"}
+    settings = EVERYWHERE | POWERS | {"weight.granularity": "per_tensor"}
     context = Context(load_recipe("fp8", settings), TARGET.capabilities, samples)
     context.calibration = calibrate(model, samples, activations(model))
     run_pipeline("quantize-float8", model, context)
@@ -191,7 +200,7 @@ def test_formats_without_a_type_are_tables(name):
     (note,) = [text for made_by, text in context.notes if made_by == "quantize-float8"]
     assert "e2m5fn" in note and "float8e4m3fn" in note
     stored = [v for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.UINT8]
-    assert len(stored) == 2
+    assert len(stored) == (3 if name == "three gemms" else 2)
     plain, *_ = quantized(name)
     original, _ = network(name)
     simulator = Simulator(model)
@@ -240,6 +249,14 @@ def test_passes_of_integers_are_not_given_floats():
         load_recipe("int8", {"activation.qtype": "float8"})
 
 
+def test_the_ends_of_a_model_stay_float():
+    model, samples = network("three gemms")
+    context = Context(load_recipe("fp8"), TARGET.capabilities, samples)
+    context.calibration = calibrate(model, samples, activations(model))
+    assert run_pipeline("quantize-float8", model, context)[0].rewrites == 2
+    assert quantized_tensors(model) == ["h_q"]
+
+
 def test_keep_float():
     model, samples = network("conv, relu, conv")
     recipe = load_recipe("fp8", {"rule": "[{op_type = 'Conv', keep_float = true}]"})
@@ -260,6 +277,7 @@ def compiled(output: Path, *, target: str = "ort-cpu", allow: tuple[str, ...] = 
         target=target,
         calibration=list(samples),
         recipe="fp8",
+        settings=EVERYWHERE,
         output=output,
         allow_unproven=allow,
     )
