@@ -9,9 +9,9 @@ and then shifted (`quantize-weights`): 4-bit weights shifted by 3 have 7 bits, a
 kernels as they are. Where 8 bits have no room for that (8-bit weights), the products `w * 2**shift`
 are rounded instead: the finer activations are paid for with coarser weights.
 
-Shifts are chosen by vote, or by groups (`edgeq.channel_shifts`). They are kept where the measured
-noise in what reads them becomes less (`edgeq.channel_units`). The rows of a softmax have scales of
-their own without any of this: see `fold-softmax-bias`.
+Shifts are chosen by vote (`edgeq.channel_shifts`), or by groups (`edgeq.channel_groups`). They are
+kept where the measured noise in what reads them becomes less (`edgeq.channel_units`). The rows of a
+softmax have scales of their own without any of this: see `fold-softmax-bias`.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.buckets import find_buckets
+from edgeq.channel_groups import grouped_shifts
 from edgeq.channel_noise import activation_qparams, activation_spec
 from edgeq.channel_samples import Budget, sampled_rows
-from edgeq.channel_shifts import Shifts, as_samples, grouped_shifts, voted_shifts
+from edgeq.channel_shifts import Shifts, as_samples, voted_shifts
 from edgeq.channel_sites import Site, find_sites
 from edgeq.channel_units import Units, is_better, units_of_shifts, use_units
 from edgeq.data import input_specs

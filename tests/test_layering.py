@@ -43,7 +43,7 @@ LAYERS = {
     " histogram buckets clip_ratio statistics clipping entropy weight_range weight_codes"
     " float_search float_weight calibrate seen_inputs linear_rows second_moments layer_rounding rounded_layer"
     " rounding_adaround rounding_descent rounding_gptq rounding_tasks bit_noise checkpoint device"
-    " channel_samples channel_shifts",
+    " channel_samples channel_shifts channel_groups",
     "targeting": "by_name targeting memory_use",
     "passing": "passing bit_latency bit_layers bit_measure tasks noise_sources request request_names"
     " channel_sites channel_noise channel_units"

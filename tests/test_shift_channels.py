@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeq.calibrate import calibrate
 from edgeq.certify import certify
-from edgeq.channel_shifts import as_samples, assign_groups, grouped_shifts, voted_shifts
+from edgeq.channel_shifts import as_samples, voted_shifts
 from edgeq.compile import activations
 from edgeq.data import Samples, input_specs, open_samples
 from edgeq.errors import RecipeError
@@ -61,17 +61,6 @@ def test_tokens_vote_together():
     samples = as_samples(tokens)
     assert samples.shape == (3, 5, 66)
     assert np.array_equal(samples[0].T, tokens[:66])
-
-
-def test_groups_gather_channels_of_like_ranges():
-    width = np.array([1.0, 8.0, 1.1, 7.5, 30.0, 29.0])
-    low, high = -width[None].repeat(3, 0), width[None].repeat(3, 0)
-    found = assign_groups(low, high, 3)
-    assert found[0] == found[2] and found[1] == found[3] and found[4] == found[5]
-    assert len(set(found.tolist())) == 3
-    samples = (np.array([-1, 1.0])[None, None] * width[:, None]).astype(np.float32)
-    shifts = grouped_shifts(samples, groups=3, depth=3, zero_share=0.5)
-    assert shifts.tolist() == [0, 2, 0, 2, 3, 3]
 
 
 @given(
