@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeq.calibrate import calibrate
+from edgeq.errors import RecipeError
 from edgeq.graph import clone, constant, remove_dead, to_bytes
 from edgeq.onnx_api import infer_shapes
 from edgeq.passing import Context, run_pipeline
@@ -97,6 +98,36 @@ def test_means_come_back_to_less_than_a_step():
         assert np.abs(before[name]).max() > 5
         # Half a step of rounding; float32 means of the reference add a thousandth.
         assert np.abs(error).max() <= 0.501, name
+
+
+def test_the_cause_may_be_the_weights_alone():
+    reference = model_of()
+    model, context = quantized(reference)
+    old = {str(g.node.outputs[0].name): g for g in groups(model)}
+    before = {name: constant(g.bias.codes) for name, g in old.items() if g.bias is not None}
+    run_pipeline(f"{PASS}{{cause=weights}}", model, context)
+    simulator = Simulator(model)
+    runs = [simulator.run(feed, "all") for feed in samples()]
+    weights = {"p": "w", "q": "v", "y": "u"}
+    for group in groups(model):
+        name = str(group.node.outputs[0].name)
+        assert group.bias is not None and group.bias.array is not None and group.w.array is not None
+        float_weight = constant(reference.graph.initializers[weights[name]])
+        assert float_weight is not None
+        error = float_weight - group.w.qparams.dequantize(group.w.array).astype(np.float64)
+        x = [group.x.qparams.dequantize(run[str(group.x.codes.name)]) for run in runs]
+        axes = tuple(i for i in range(x[0].ndim) if i != 1)
+        mean = np.mean([a.mean(axes, dtype=np.float64) for a in x], axis=0)
+        lost = (error.reshape(*error.shape[:2], -1).sum(2) * mean).sum(1)
+        shift = group.bias.array - before[name]
+        assert np.abs(shift).max() > 5
+        assert np.abs(shift - lost / group.bias.qparams.scale).max() <= 0.501, name
+
+
+def test_an_unknown_cause():
+    model, context = quantized(model_of())
+    with pytest.raises(RecipeError, match="cause is 'weight'; one of all, weights"):
+        run_pipeline(f"{PASS}{{cause=weight}}", model, context)
 
 
 def bits(model: ir.Model) -> dict[str, bytes]:
