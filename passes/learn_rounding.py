@@ -5,11 +5,14 @@ after:   the same nodes; w_q, sw, b_q, and the scales of activations are other n
 
 Rounding each weight to the nearest code is not what makes the smallest error behind the layer
 (Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization"), and errors of
-layers can make up for each other (Li et al. 2021, "BRECQ"). Here all codes are learned together:
-each has a latent real number of steps that is rounded in every forward pass, with a gradient as if
-it were not (Esser et al. 2020, "Learned Step Size Quantization"), so nothing differs between what
-is learned and what is deployed. It begins at the codes that are there. The samples are few: every
-eighth is held out, and what is learned is kept only where the held-out loss falls.
+layers can make up for each other (Li et al. 2021, "BRECQ"). Each code has a latent real number of
+steps that is rounded in every forward pass, with a gradient as if it were not (Esser et al. 2020,
+"Learned Step Size Quantization"), so nothing differs between what is learned and what is deployed.
+Learning begins at the codes that are there. Where rounding ruins the model, errors in front hide
+those behind: then block by block first, everything together afterwards.
+
+The samples are few: every eighth is held out, and what is learned is kept only where the held-out
+loss falls. The result depends on the seed and on torch's version, not on the number of cores.
 """
 
 from dataclasses import dataclass
@@ -25,7 +28,9 @@ class LearnRounding(Pass):
     """Learn weights, biases and scales; behind quantize-embeddings, before exact forms are made.
 
     Attributes:
-        iterations: Steps of the optimizer.
+        scope: `model`: everything together; `block`: one residual block, half a transformer's
+            block, or two layers of a chain at a time.
+        iterations: Steps of the optimizer, of each block.
         batch: Samples for each.
         rate: Of the codes of weights, in steps of a code; 0: they stay.
         scale_rate: Of the scales of weights, relative; 0: they stay.
@@ -34,6 +39,7 @@ class LearnRounding(Pass):
         outputs: How much the model's outputs count, beside 1 for the mean of all tensors.
     """
 
+    scope: str = "model"
     iterations: int = 400
     batch: int = 16
     rate: float = 0.01
@@ -44,6 +50,8 @@ class LearnRounding(Pass):
 
     def run(self, model: ir.Model, context: Context) -> int:
         """Change initializers; return how many, 0 where nothing learned was better."""
+        if self.scope not in ("model", "block"):
+            raise RecipeError(f"pass {self.name()}: scope = {self.scope!r}; write model or block")
         try:
             from edgeq.learning.rounding import Rates, learn
         except ImportError as error:
@@ -54,6 +62,7 @@ class LearnRounding(Pass):
             model,
             context,
             rates=Rates(self.rate, self.scale_rate, self.activation_rate, self.bias_rate),
+            scope="block" if self.scope == "block" else "model",
             iterations=self.iterations,
             batch=self.batch,
             outputs=self.outputs,

@@ -17,6 +17,7 @@ from tests.test_learning_executor import compare, stacked
 torch = pytest.importorskip("torch", reason="needs edgeq[torch]")
 pytestmark = pytest.mark.torch
 from edgeq.learning.batches import Batches  # noqa: E402  # behind the check for torch
+from edgeq.learning.blocks import find_blocks  # noqa: E402
 
 PASS = "learn-rounding"
 SHORT = f"{PASS}{{iterations=30,batch=8}}"
@@ -185,3 +186,17 @@ def test_batches_cover_a_stream_in_windows():
     assert seen[0] == batches.batch(0)[0]["x"][:, 0].int().tolist()
     with pytest.raises(DataError, match="no"):
         Batches([], [value], size=4, seed=0)
+
+
+def test_block_by_block():
+    model, context = prepared()
+    blocks = find_blocks(model.graph)
+    ends = {blocks[n]: n.name.split("_")[0] for n in blocks if n.op_type == "QuantizeLinear"}
+    assert list(ends.values()) == ["t", "g"], "the residual block ends with its Add"
+    before, told = error(model, context), []
+    context.progress = lambda stage, done, total: told.append((done, total))
+    run_pipeline(f"{PASS}{{scope=block,iterations=20,batch=8}}", model, context)
+    assert error(model, context) < 0.8 * before
+    assert told[-1] == (40, 40)
+    with pytest.raises(RecipeError, match="write model or block"):
+        run_pipeline(f"{PASS}{{scope=layer}}", model, context)

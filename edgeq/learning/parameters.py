@@ -8,6 +8,7 @@ The forward pass rounds as the committed graph will, at every iteration: what is
 deployed, and nothing is left to be hardened at the end.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +95,12 @@ class Parameters:
         if name not in self.leaves:
             self.leaves[name] = start.to(self._device, torch.float32).requires_grad_()
             self.rates[name] = rate
+
+    def learn_only(self, names: Iterable[str]) -> None:
+        """Let only these leaves have a gradient."""
+        wanted = set(names)
+        for name, leaf in self.leaves.items():
+            leaf.requires_grad_(name in wanted)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what the leaves make now, by initializer name, with a gradient."""

@@ -1,6 +1,8 @@
 """Learning the numbers of a quantized graph: what is learned, from what, and whether it is kept."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +12,8 @@ from numpy.typing import NDArray
 from edgeq.checkpoint import digest
 from edgeq.graph import digest as model_digest
 from edgeq.learning.batches import Batches
-from edgeq.learning.distillation import Distillation, find_pairs
+from edgeq.learning.blocks import find_blocks
+from edgeq.learning.distillation import Distillation, Term, find_terms
 from edgeq.learning.learnable import find_activation_scales, find_biases, find_weights
 from edgeq.learning.parameters import Parameters
 from edgeq.learning.parameters import Rates as Rates
@@ -21,7 +24,16 @@ from edgeq.qdq import quantize_node
 from edgeq.recipe import Recipe
 
 STAGE = "learn rounding"
+Scope = Literal["model", "block"]
 Moved = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is learned at one time: names of leaves, and the errors that count."""
+
+    leaves: tuple[str, ...]
+    terms: tuple[Term, ...]
 
 
 def learn(
@@ -29,17 +41,20 @@ def learn(
     context: Context,
     *,
     rates: Rates,
+    scope: Scope,
     iterations: int,
     batch: int,
     outputs: float,
 ) -> int:
-    """Learn codes, biases and scales together; keep them if the held-out loss falls.
+    """Learn codes, biases and scales; keep them if the held-out loss falls.
 
     Args:
         model: A graph of QuantizeLinear and DequantizeLinear pairs; its initializers change.
         context: With the float model, the samples, and what weights were rounded from.
         rates: How fast.
-        iterations: Steps of the optimizer.
+        scope: Everything together, or block by block: each with the inputs that the learned blocks
+            in front of it make, and only the errors inside it.
+        iterations: Steps of the optimizer, of each block.
         batch: Samples for each.
         outputs: How much the model's outputs count, beside 1 for the mean of all tensors.
 
@@ -56,37 +71,71 @@ def learn(
         rates,
         torch.device(device),
     )
-    if not parameters.leaves:
+    terms = find_terms(model, context.reference, outputs)
+    if not parameters.leaves or not terms:
         return 0
-    words = (STAGE, repr((rates, iterations, batch, outputs, context.seed, device)))
+    words = (STAGE, repr((rates, scope, iterations, batch, outputs, context.seed, device)))
     sources = (model_digest(model), model_digest(context.reference), _samples_digest(context))
     batches = Batches(context.samples, graph.inputs, size=batch, seed=context.seed, device=device)
-    distillation = Distillation(
-        model, context.reference, find_pairs(model, context.reference), outputs, device
-    )
+    distillation = Distillation(model, context.reference, device)
+    stages = [Stage(tuple(parameters.leaves), tuple(terms))]
+    if scope == "block":
+        stages = _stages(graph, parameters, terms)
     with reproducible():
-        before = _held_loss(distillation, batches, parameters)
-        train(
-            parameters.leaves,
-            parameters.rates,
-            lambda number: distillation.loss(batches.batch(number), parameters.tensors()),
-            parameters.keep_within_limits,
-            iterations=iterations,
-            checkpoint=context.checkpoint,
-            key=digest((*words, *sources), {}),
-            progress=lambda done: context.progress(STAGE, done, iterations),
-        )
-        after = _held_loss(distillation, batches, parameters)
+        before = _held_loss(distillation, batches, parameters, terms)
+        for place, stage in enumerate(stages):
+            parameters.learn_only(stage.leaves)
+            train(
+                {name: parameters.leaves[name] for name in stage.leaves},
+                {name: parameters.rates[name] for name in stage.leaves},
+                partial(_loss, distillation, batches, parameters, stage.terms),
+                parameters.keep_within_limits,
+                iterations=iterations,
+                checkpoint=context.checkpoint,
+                key=digest((*words, *sources, str(place)), {}),
+                progress=partial(_tell, context, place * iterations, len(stages) * iterations),
+            )
+        after = _held_loss(distillation, batches, parameters, terms)
     kept = after < before
     context.notes.append((
         "learn-rounding",
         f"relative squared error on held-out samples: {before:.5f}, learned {after:.5f}"
-        f" ({iterations} iterations of {batch} samples)" + ("" if kept else "; not kept"),
+        f" ({len(stages)} times {iterations} iterations of {batch} samples)"
+        + ("" if kept else "; not kept"),
     ))  # fmt: skip
     if not kept:
         return 0
     follow(graph, context, parameters.commit())
     return len(parameters.leaves)
+
+
+def _tell(context: Context, first: int, total: int, done: int) -> None:
+    context.progress(STAGE, first + done, total)
+
+
+def _loss(
+    distillation: Distillation,
+    batches: Batches,
+    parameters: Parameters,
+    terms: tuple[Term, ...],
+    number: int,
+) -> torch.Tensor:
+    return distillation.loss(batches.batch(number), parameters.tensors(), terms)
+
+
+def _stages(graph: ir.Graph, parameters: Parameters, terms: list[Term]) -> list[Stage]:
+    """Return a stage for each block that has something to learn, and an error to learn it from."""
+    blocks = find_blocks(graph)
+    leaves: dict[int, list[str]] = {}
+    for name in parameters.leaves:
+        readers = [blocks[node] for node, _ in graph.initializers[name].uses()]
+        leaves.setdefault(min(readers), []).append(name)
+    found = []
+    for block in sorted(leaves):
+        inside = [t for t in terms if t.maker is not None and blocks[t.maker] == block]
+        if inside:
+            found.append(Stage(tuple(leaves[block]), tuple(inside)))
+    return found
 
 
 def allowed_rates(rates: Rates, recipe: Recipe) -> Rates:
@@ -103,9 +152,12 @@ def _samples_digest(context: Context) -> str:
 
 
 @torch.no_grad()
-def _held_loss(distillation: Distillation, batches: Batches, parameters: Parameters) -> float:
+def _held_loss(
+    distillation: Distillation, batches: Batches, parameters: Parameters, terms: list[Term]
+) -> float:
     tensors = parameters.tensors()
-    return float(np.mean([float(distillation.loss([feed], tensors)) for feed in batches.held]))
+    losses = [float(distillation.loss([feed], tensors, terms)) for feed in batches.held]
+    return float(np.mean(losses))
 
 
 def follow(graph: ir.Graph, context: Context, moved: Moved) -> None:
