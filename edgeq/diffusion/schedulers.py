@@ -177,6 +177,16 @@ class Descent:
                 ) from error
             return self._array(found[0])
 
+    def scaled(self, sample: Any, number: int) -> Any:  # noqa: ANN401  # tensors
+        """Do what `model_input` does, on a tensor."""
+        scale = getattr(self._scheduler, "scale_model_input", None)
+        return sample if scale is None else scale(sample, self._scheduler.timesteps[number])
+
+    def advance(self, predicted: Any, sample: Any, number: int) -> Any:  # noqa: ANN401  # tensors
+        """Do what `step` does, on tensors, and with gradients."""
+        timestep = self._scheduler.timesteps[number]
+        return self._scheduler.step(predicted, timestep, sample, return_dict=False)[0]
+
     def _tensor(self, array: Float32) -> Any:  # noqa: ANN401  # torch has no stubs here
         return self._torch.from_numpy(np.array(array, np.float32))
 
