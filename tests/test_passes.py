@@ -68,6 +68,7 @@ TESTED_BY_SAMPLES = {
     "fold-softmax-bias": "test_fold_softmax_bias.py",
     "learn-rounding": "test_learning_rounding.py",
     "learn-scaling": "test_learn_scaling.py",
+    "learn-trajectory": "test_learning_trajectory.py",
     "plan-bits": "test_plan_bits.py",
     "quantize-float8": "test_quantize_float8.py",
     "relate-scales": "test_decisions.py",
