@@ -1,5 +1,6 @@
 """What the page of a report shows, in words and shares: made of a `Report`, put into templates."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,6 +154,8 @@ def _measured(report: Report) -> list[MetricRow]:
 def _against_float(row: MetricRow) -> str:
     assert row.float_model is not None
     change, before = row.deployed - row.float_model, f"{row.float_model:.4g}"
+    if not math.isfinite(change):
+        return f"{before} in float"
     better = (change > 0) == row.higher_is_better
     size = f"{abs(change):.3g}"
     words = f"{size} {'better' if better else 'worse'} than" if size != "0" else "the same as"

@@ -1,5 +1,7 @@
 """`edgeq compare --html`: a page about two models, with the charts of a report."""
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -7,7 +9,8 @@ from typer.testing import CliRunner
 
 from edgeq.cli import app
 from edgeq.compare import compare_models
-from edgeq.compare_page import render_comparison
+from edgeq.compare_page import Side, render_comparison
+from edgeq.report import MetricRow
 from tests.conftest import tiny_float_proto, tiny_proto
 from tests.test_report import Page
 
@@ -24,7 +27,8 @@ def other(proto, name, factor):
 
 
 def text(rows, left="a", right="b"):
-    return " ".join("".join(Page(render_comparison(left, right, rows)).text).split())
+    page = render_comparison(Side(left, 4096), Side(right, 1024), rows)
+    return " ".join("".join(Page(page).text).split())
 
 
 def test_floats_show_how_far_apart_they_are():
@@ -52,7 +56,18 @@ def test_the_same_model_has_no_difference():
     left, right = ir.from_proto(tiny_proto()), ir.from_proto(tiny_proto())
     rows = compare_models(left, right, FEEDS)
     assert "No bit differs." in text(rows) and all(row.histogram is None for row in rows)
-    assert render_comparison("a", "b", rows) == render_comparison("a", "b", rows)
+    sides = Side("a", 1), Side("b", 1)
+    assert render_comparison(*sides, rows) == render_comparison(*sides, rows)
+
+
+def test_figures_of_bundles_stand_side_by_side(report):
+    model = ir.from_proto(tiny_proto())
+    rows = compare_models(model, model, FEEDS)
+    full = dataclasses.replace(report, metrics=(MetricRow("top1", 80.25, 80.5),), recipe="mixed")
+    page = Page(render_comparison(Side("a", 4096), Side("b", 1024, full), rows))
+    text = "|".join(" ".join(page.text).split())
+    for words in ("target|ort-cpu", "recipe|mixed", "top1|80.25", "weights|4.0|KiB|1.0|KiB"):
+        assert words in text, words
 
 
 def test_the_command_writes_the_page(folder):

@@ -105,7 +105,8 @@ def test_every_section_says_something(report):
     text = "".join(Page(render_html(full)).text)
     for words in ("80.25", "80.5", "cleanup", "folded", "opset 9 became 21", "kept by name",
                   "ieee: one operation", "QLinearConv", "bound 12345", "0.1.0", "qtype", "3.9 KiB",
-                  "4.00", "int3", "uint6", "0.0012", "640 B", "1,234,567", "uint8 \u00d7 int8"):  # fmt: skip
+                  "4.00", "int3", "uint6", "0.0012", "640 B", "1,234,567",
+                  "uint8 \u00d7 int8"):  # fmt: skip
         assert words in text, words
 
 
@@ -145,6 +146,7 @@ def test_the_verdict_is_said_first(report, rows, says):
         ({"metrics": (MetricRow("top1", 97.0, 98.5),)}, "good", "top1: 1.5 worse than"),
         ({"metrics": (MetricRow("nll", 1.25, 1.5, False),)}, "good", "nll: 0.25 better than"),
         ({"metrics": (MetricRow("top1", 97.0, 97.0),)}, "good", "top1: the same as"),
+        ({"metrics": (MetricRow("psnr", 30.0, float("inf")),)}, "good", "psnr: inf in float"),
     ],
 )
 def test_the_verdict_says_what_a_reader_decides_by(report, changes, level, says):

@@ -11,7 +11,7 @@ import pytest
 from edgeq.api import compile
 from edgeq.buckets import Buckets, BucketStatistics
 from edgeq.compare import TensorComparison
-from edgeq.compare_page import render_comparison
+from edgeq.compare_page import Side, render_comparison
 from edgeq.memory_use import BufferRow, MemoryUse
 from edgeq.read_report import read_report
 from edgeq.report import BucketRow, BucketTable, FloatRow, Report
@@ -74,7 +74,9 @@ def folder(full, tmp_path_factory) -> Path:
     (found / "report.html").write_text(render_html(full))
     rows = [TensorComparison(layer, 3, None) for layer in full.layers]
     rows[0] = dataclasses.replace(rows[0], histogram=full.histograms[0])
-    (found / "compare.html").write_text(render_comparison("a" * 90, "/long/path/" * 9, rows))
+    (found / "compare.html").write_text(
+        render_comparison(Side("a" * 90, 9), Side("/long/path/" * 9, 99, full), rows)
+    )
     return found
 
 

@@ -1,13 +1,19 @@
 """`edgeq export`, `simulate`, `compare` and `lint`: commands that take a model and no target."""
 
+import contextlib
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeq.commands.output import print_json, quiet_stdout, table
 from edgeq.errors import BundleError, DataError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgeq.compare_page import Side
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Inputs = Annotated[Path, typer.Option("--inputs", help=".npz named as the inputs, sample first.")]
@@ -90,7 +96,8 @@ def compare(
     feeds = open_samples(inputs, inputs=input_specs(first), limit=samples)
     rows = compare_models(first, second, feeds, histograms=html is not None)
     if html is not None:
-        write_file(html, render_comparison(left, right, rows).encode())
+        sides = side(left, first), side(right, second)
+        write_file(html, render_comparison(*sides, rows).encode())
     if as_json:
         tensors = [row.to_json() for row in rows]
         print_json({"a": left, "b": right, "tensors": tensors})
@@ -156,6 +163,19 @@ def lint(
     else:
         print(text)
     raise typer.Exit(1 if findings else 0)
+
+
+def side(name: str, model: "ir.Model") -> "Side":
+    """Return what a comparison's page says of a model, and of the bundle that it came from."""
+    from edgeq.compare_page import Side
+    from edgeq.graph import weight_bytes
+    from edgeq.read_report import read_report
+
+    report = None
+    if Path(name).is_dir():
+        with contextlib.suppress(BundleError):  # one that another edgeq wrote
+            report = read_report(Path(name) / "report.json")
+    return Side(name, weight_bytes(model), report)
 
 
 def check_file(path: Path, suffix: str, *, force: bool) -> None:
