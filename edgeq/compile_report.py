@@ -18,12 +18,14 @@ from edgeq.manifest import (
     TensorInfo,
 )
 from edgeq.metrics import find_metric
+from edgeq.noise_sources import NoiseSources
 from edgeq.operator_rows import operator_rows
 from edgeq.passing import find_pass, parse_steps
 from edgeq.report import (
     BucketRow,
     BucketTable,
     MetricRow,
+    NoiseRow,
     PassRow,
     Report,
     VerdictRow,
@@ -62,6 +64,7 @@ def build_report(compiled: Compiled, target: Target) -> Report:
         weights_float=weight_bytes(context.reference),
         weights_deployed=weight_bytes(compiled.model),
         metrics=_metric_rows(compiled.metrics),
+        noise=_noise_row(compiled.noise),
         layers=compiled.sweep.fidelities,
         histograms=_worst_histograms(compiled),
         softmaxes=tuple(context.softmax_rows),
@@ -114,6 +117,10 @@ def build_manifest(compiled: Compiled, target: Target) -> Manifest:
         evaluation_digest=compiled.evaluation_digest,
         max_dim=compiled.context.max_dim,
     )
+
+
+def _noise_row(found: NoiseSources | None) -> NoiseRow | None:
+    return None if found is None else NoiseRow(found.weights_db, found.share, found.samples)
 
 
 def _worst_histograms(compiled: Compiled) -> tuple[ValueHistogram, ...]:

@@ -108,6 +108,21 @@ class MetricRow:
 
 
 @dataclass(frozen=True)
+class NoiseRow:
+    """Whether the noise of the first output is that of the weights or that of the activations.
+
+    Attributes:
+        weights_db: SQNR with the weights and biases alone quantized; None: exact.
+        share: That noise's power, in parts of the deployed model's; None where one of them is 0.
+        samples: How many samples were run.
+    """
+
+    weights_db: float | None
+    share: float | None
+    samples: int
+
+
+@dataclass(frozen=True)
 class BucketRow:
     """What calibration saw of a tensor, by the value of an integer input."""
 
@@ -138,6 +153,7 @@ class Report:
         weights_float: Bytes of its weights alone.
         weights_deployed: Bytes of the artifact's weights alone.
         metrics: Accuracy and SQNR of the outputs.
+        noise: Where the noise of the first output comes from, where that was measured.
         layers: Every quantized tensor against the float model, in graph order.
         histograms: How the values of the worst tensors lie, the worst first.
         softmaxes: What rounding takes from the softmax of each attention, and what it got back.
@@ -168,6 +184,7 @@ class Report:
     weights_float: int = 0
     weights_deployed: int = 0
     metrics: tuple[MetricRow, ...] = ()
+    noise: NoiseRow | None = None
     layers: tuple[Fidelity, ...] = ()
     histograms: tuple[ValueHistogram, ...] = ()
     softmaxes: tuple[SoftmaxRow, ...] = ()

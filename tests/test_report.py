@@ -14,7 +14,15 @@ from edgeq.fidelity import Fidelity, FidelityMeter, sqnr_db
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.qtype import UINT8
 from edgeq.read_report import read_report
-from edgeq.report import FloatRow, MetricRow, OperatorRow, PassRow, VerdictRow, render_json
+from edgeq.report import (
+    FloatRow,
+    MetricRow,
+    NoiseRow,
+    OperatorRow,
+    PassRow,
+    VerdictRow,
+    render_json,
+)
 from edgeq.report_page import render_html
 from edgeq.report_view import layer_views, operator_groups, verdict
 from edgeq.softmax_bias import SoftmaxRow
@@ -101,11 +109,12 @@ def test_every_section_says_something(report):
         islands=(FloatRow("softmax", "Softmax", "kept by name"),),
         tail=(FloatRow("decode", "Mul", "ieee: one operation"),),
         bits=(BITS,),
+        noise=NoiseRow(37.5, 0.6875, 32),
     )
     text = "".join(Page(render_html(full)).text)
     for words in ("80.25", "80.5", "cleanup", "folded", "opset 9 became 21", "kept by name",
                   "ieee: one operation", "QLinearConv", "bound 12345", "0.1.0", "qtype", "3.9 KiB",
-                  "4.00", "int3", "uint6", "0.0012", "640 B", "1,234,567",
+                  "4.00", "int3", "uint6", "37.50 dB on 32", "69 %", "0.0012", "640 B", "1,234,567",
                   "uint8 \u00d7 int8"):  # fmt: skip
         assert words in text, words
 

@@ -10,7 +10,15 @@ import pytest
 
 from edgeq.buckets import Buckets, BucketStatistics
 from edgeq.memory_use import BufferRow, MemoryUse
-from edgeq.report import BucketRow, BucketTable, FloatRow, MetricRow, PassRow, render_json
+from edgeq.report import (
+    BucketRow,
+    BucketTable,
+    FloatRow,
+    MetricRow,
+    NoiseRow,
+    PassRow,
+    render_json,
+)
 from edgeq.report_schema import report_schema, schema_text
 from edgeq.softmax_bias import SoftmaxRow
 from edgeq.trajectory import ImageFidelity, StepFidelity, TrajectoryComparison
@@ -32,6 +40,7 @@ def full(report):
         islands=(FloatRow("softmax", "Softmax", "kept"),),
         histograms=(ValueHistogram("t", -1.0, 0.5, (50.0, 50.0), (40.0, 60.0), -1, 1, -2, 3, 1.5),),
         bits=(BITS,),
+        noise=NoiseRow(None, 0.25, 3),
         softmaxes=(SoftmaxRow("attn", "beta", 0.9, 1.0, None, 3.0),),
         memory=MemoryUse(None, 1, 2, 3, 4, 5, (BufferRow("b", 0, 1, 2, 3),)),
         buckets=BucketTable(Buckets("t", 0, 9, 1), (BucketRow("x", statistics),)),
