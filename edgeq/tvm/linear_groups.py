@@ -1,13 +1,15 @@
 """Integer linear groups as kernels: constant weights packed, dynamic operands in plain loops.
 
-Weights that the model stores in 4 bits lie so in flash too: a kernel unpacks them to workspace
-right before the one that multiplies.
+A Clip behind the codes of a result costs nothing: the kernel saturates to its limits. Weights that
+the model stores in 4 bits lie so in flash too: a kernel unpacks them to workspace right before the
+one that multiplies.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from tvm.ir import Expr
 
@@ -17,7 +19,7 @@ from edgeq.numerics.requantize import multiplier
 from edgeq.numerics.windows import windows
 from edgeq.operators.binding import describe
 from edgeq.operators.integer import integer_kernel
-from edgeq.qdq import LinearGroup
+from edgeq.qdq import LimitedCodes, LinearGroup, limited_codes
 from edgeq.stored_codes import packed_source
 from edgeq.tvm.arithmetic import const
 from edgeq.tvm.linear import lower_linear
@@ -33,20 +35,22 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-def lower_group(to: "Lowering", group: LinearGroup) -> None:
-    """Write the kernels of a linear group.
+def lower_group(to: "Lowering", group: LinearGroup) -> list[ir.Node]:
+    """Write the kernels of a linear group; return the nodes behind it that they do the work of.
 
     Raises:
         UnsupportedOperatorError: There is no kernel for it; the message names the node.
     """
+    behind = [] if group.y is None else [group.y.node]
     if group.node.op_type == "Mul":
         _mul(to, group)
     elif group.w.array is None or group.w.codes.shape is None or _rank(group) != 2:
         _dynamic(to, group)
-    elif group.node.op_type == "Conv":
-        _conv(to, group)
     else:
-        _dense(to, group)
+        limits = _limits(group)
+        behind += [] if limits is None else [limits.node]
+        (_conv if group.node.op_type == "Conv" else _dense)(to, group)
+    return behind
 
 
 def _rank(group: LinearGroup) -> int:
@@ -57,8 +61,19 @@ def _rank(group: LinearGroup) -> int:
 def _codes(group: LinearGroup) -> Codes | None:
     if group.y is None:
         return None
-    y = group.y.qparams
-    return Codes(y.qtype.dtype.name, int(y.zero_point), y.qtype.qmin, y.qtype.qmax)
+    y, limits = group.y.qparams, _limits(group)
+    low, high = (y.qtype.qmin, y.qtype.qmax) if limits is None else (limits.low, limits.high)
+    return Codes(y.qtype.dtype.name, int(y.zero_point), low, high)
+
+
+def _limits(group: LinearGroup) -> LimitedCodes | None:
+    """Return the Clip that alone reads the result; it limits to codes of its type."""
+    return None if group.y is None else limited_codes(group.y.codes)
+
+
+def _output(group: LinearGroup) -> ir.Value:
+    limits = _limits(group)
+    return group.output if limits is None else limits.codes
 
 
 def _multiplier(group: LinearGroup) -> Array:
@@ -95,7 +110,7 @@ def _conv(to: "Lowering", group: LinearGroup) -> None:
     )  # fmt: skip
     order = (0, 2, 1) if line else NHWC
     _emit(to, group, problem, weight.reshape(len(weight), -1, problem.kernel_h, problem.kernel_w),
-          to.stored(group.x.codes, order), to.new(group.output, order))  # fmt: skip
+          to.stored(group.x.codes, order), to.new(_output(group), order))  # fmt: skip
 
 
 def _dense(to: "Lowering", group: LinearGroup) -> None:
@@ -111,7 +126,7 @@ def _dense(to: "Lowering", group: LinearGroup) -> None:
         y=_codes(group),
     )  # fmt: skip
     x = to.stored(group.x.codes, tuple(range(len(shape))))
-    y = to.new(group.output, tuple(range(len(shape))))
+    y = to.new(_output(group), tuple(range(len(shape))))
     _emit(to, group, problem, np.ascontiguousarray(weight)[:, :, None, None], x, y)
 
 
@@ -143,7 +158,7 @@ def _emit(
             step.function,
             [places[role] for role in step.roles],
             writes,
-            f"{group.node.op_type} {group.output.name}",
+            f"{group.node.op_type} {y.name}",
             step.symbol,
             scratch,
         )

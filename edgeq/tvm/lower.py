@@ -108,9 +108,7 @@ class Lowering:
             elif node in self._absorbed:
                 continue
             elif group is not None:
-                linear_groups.lower_group(self, group)
-                if group.y is not None:
-                    hidden.add(group.y.node)
+                hidden.update(linear_groups.lower_group(self, group))
             elif node not in hidden:
                 self._lower(node)
         outputs = tuple(
