@@ -18,8 +18,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.bit_choice import BitOption
+from edgeq.bit_formats import Formats
 from edgeq.bit_layers import BitLayer
-from edgeq.bit_measure import Formats
 from edgeq.calibrate import tapped_session
 from edgeq.errors import DataError, RecipeError
 from edgeq.graph import OPSET, constant
@@ -141,7 +141,9 @@ def _alone(
         array = constant(value)
         assert value is not None and array is not None
         kept = ir.tensor(array, name=value.name)
-        made = ir.Value(name=value.name, type=ir.TensorType(kept.dtype), shape=kept.shape)
+        made = ir.Value(
+            name=value.name, type=ir.TensorType(kept.dtype), shape=ir.Shape(array.shape)
+        )
         made.const_value = kept
         constants.append(made)
     output = ir.Value(name=node.outputs[0].name, type=ir.TensorType(ir.DataType.FLOAT))

@@ -79,6 +79,27 @@ def noise_task(
     }
 
 
+def with_constants(model: ir.Model, constants: Mapping[tuple[str, int], Float32]) -> ir.Model:
+    """Return the model with other constants.
+
+    Args:
+        model: Not changed.
+        constants: By (name of the node, index of its input), which need not be there.
+    """
+    model = clone(model)
+    editor = Editor(model.graph)
+    nodes = {str(node.name): node for node in model.graph}
+    made: dict[int, ir.Value] = {}
+    for (name, index), array in constants.items():
+        node = nodes[name]
+        if id(array) not in made:  # one for all that hold it
+            made[id(array)] = editor.initializer(f"{name}_constant", array)
+        node.resize_inputs(max(len(node.inputs), index + 1))
+        node.replace_input_with(index, made[id(array)])
+    remove_dead(model.graph)
+    return model
+
+
 def float_runs(model: ir.Model, feeds: Sequence[Arrays]) -> dict[str, Array]:
     """Return feeds, and what the float model makes of them, as arrays of a task."""
     session = make_session(model)

@@ -18,15 +18,15 @@ from edgeq.bit_choice import (
     check_formats,
     stored_bits,
 )
+from edgeq.bit_formats import formats
 from edgeq.bit_latency import measure_latencies, write_latencies
 from edgeq.bit_layers import find_bit_layers
-from edgeq.bit_measure import LayerTrials, NoiseTasks, formats
-from edgeq.bit_noise import Trial, layer_noise
+from edgeq.bit_measure import LayerTrials, NoiseMeter
+from edgeq.bit_noise import Trial
 from edgeq.compile import open_calibrated
 from edgeq.errors import ModelError
 from edgeq.numerics.qtype import FORMATS
 from edgeq.request import CompileRequest, Json, Progress, silent
-from edgeq.tasks import run_tasks
 
 SAMPLES = 32  # the noise of a layer varies little from sample to sample
 _LEAST = 1e-30
@@ -176,8 +176,7 @@ def sensitivity(
             )
             for layer, specs, (x,) in zip(found.layers, found.specs, found.inputs, strict=True)
         ]
-        tasks = NoiseTasks(trials, context, SAMPLES)
-        results = run_tasks(layer_noise, tasks, context, "measure layers")
+        results = NoiseMeter(context, SAMPLES).measure(trials)
         rows = []
         for layer, option, result in zip(layers, found.own, results, strict=True):
             noise = [float(value) for value in result["mse"]]

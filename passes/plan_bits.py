@@ -6,8 +6,8 @@ after:   rules of the recipe that name the format of each layer; the graph is no
 The noise of a layer in a format is measured: the float model runs on a few calibration samples
 with this layer alone rounded, and what that does to the outputs is its noise, in parts of their
 power (or as Kullback-Leibler divergence of the classes: `loss=kl`). Roundings of different layers
-hardly know of each other, so their noise adds up, and an integer program chooses one format for
-each layer: the least noise, all told, within every budget that is given,
+hardly know of each other, so their noise about adds up, and an integer program chooses one format
+for each layer: the least noise, all told, within every budget that is given,
 
     budget_bytes     bytes of the weights, as a share of what they take in 8 bits
     budget_bitops    multiplications times the bits of both factors, as a share of those in 8 bits
@@ -16,8 +16,11 @@ each layer: the least noise, all told, within every budget that is given,
     plan-bits{budget_bytes=0.6,weights=int4|int8}
 
 (after the allocation of Moon et al. 2024, "Instance-Aware Group Quantization for Vision
-Transformers", section 3.4). It runs in front of choose-qparams, whose rules it adds. A format that
-a rule of the recipe names stays; what is kept in float32 has none.
+Transformers", section 3.4). Then the layers are measured around this plan, the others rounded as it
+says, and planned anew; the best of `rounds` plans counts.
+
+The pass runs in front of choose-qparams, and adds rules. A format that a rule of the recipe names
+stays; what is kept in float32 has none.
 """
 
 from dataclasses import dataclass
@@ -34,11 +37,13 @@ from edgeq.bit_choice import (
     BitChoice,
     check_formats,
 )
+from edgeq.bit_formats import Float64, Formats, formats
 from edgeq.bit_latency import read_latencies
 from edgeq.bit_layers import find_bit_layers
-from edgeq.bit_measure import Float64, Formats, formats, measure
+from edgeq.bit_measure import NoiseMeter
 from edgeq.bit_noise import LOSSES
-from edgeq.bit_program import BitProgram, Budget, solve
+from edgeq.bit_program import BitProgram, Budget
+from edgeq.bit_search import search
 from edgeq.errors import RecipeError
 from edgeq.passing import Context, Pass
 from edgeq.recipe import Rule
@@ -57,6 +62,7 @@ class PlanBits(Pass):
         activations: Formats of what layers read, to choose from.
         loss: `mse`, or `kl` where outputs are scores of classes.
         samples: At most so many calibration samples take part.
+        rounds: How many plans to measure around, at most.
     """
 
     budget_bytes: float = 0.0
@@ -67,6 +73,7 @@ class PlanBits(Pass):
     activations: tuple[str, ...] = ("uint8",)
     loss: str = "mse"
     samples: int = 32
+    rounds: int = 3
 
     def __post_init__(self) -> None:
         """Refuse options that mean nothing.
@@ -78,8 +85,9 @@ class PlanBits(Pass):
         check_formats("plan-bits: activations", self.activations, ACTIVATION_FORMATS)
         if self.loss not in LOSSES:
             raise RecipeError(f"plan-bits: loss is {self.loss!r}; one of {', '.join(LOSSES)}")
-        if self.samples < 1:
-            raise RecipeError(f"plan-bits: samples is {self.samples}; give at least 1")
+        if self.samples < 1 or self.rounds < 0:
+            key, least = ("samples", 1) if self.samples < 1 else ("rounds", 0)
+            raise RecipeError(f"plan-bits: {key} is {getattr(self, key)}; give at least {least}")
         budgets = self.budget_bytes, self.budget_bitops, self.budget_ms
         if min(budgets) < 0:
             raise RecipeError(f"plan-bits: a budget is above 0, not {min(budgets):g}")
@@ -107,11 +115,19 @@ class PlanBits(Pass):
             context.notes.append((self.name(), "no layer has weights whose width could be chosen"))
             return 0
         found = formats(layers, self.weights, self.activations, context)
-        noise = measure(found, context, samples=self.samples, loss=self.loss)
-        chosen = solve(self._program(found, noise))
+        meter = NoiseMeter(context, self.samples)
+        plan = search(
+            found,
+            lambda noise: self._program(found, noise),
+            meter,
+            loss=self.loss,
+            rounds=self.rounds,
+        )
+        chosen = plan.chosen
         rules = [rule for k, o in enumerate(chosen) for rule in _rules(found, k, o)]
         rules = list(dict.fromkeys(rules))
-        context.bit_choices += _choices(found, noise, chosen)
+        context.notes.append((self.name(), f"noise of the plan ({self.loss}): {plan.together:.3g}"))
+        context.bit_choices += _choices(found, plan.alone, chosen)
         context.recipe = context.recipe.with_rules(rules)
         return len(rules)
 

@@ -45,7 +45,7 @@ LAYERS = {
     " rounding_adaround rounding_descent rounding_gptq rounding_tasks bit_noise checkpoint device"
     " channel_samples channel_shifts channel_groups",
     "targeting": "by_name targeting memory_use",
-    "passing": "passing bit_latency bit_layers bit_measure tasks noise_sources request request_names"
+    "passing": "passing bit_formats bit_latency bit_layers bit_measure bit_search tasks noise_sources request request_names"
     " channel_sites channel_noise channel_units"
     " proofs code_plan seen_values softmax_bias_form softmax_row_form",
     "learning": "learning learning.*",

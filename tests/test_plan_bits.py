@@ -7,8 +7,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgeq.bit_formats import formats
 from edgeq.bit_layers import find_bit_layers
-from edgeq.bit_measure import formats, measure
+from edgeq.bit_measure import NoiseMeter, losses, option_trials
 from edgeq.calibrate import calibrate
 from edgeq.compile import activations
 from edgeq.errors import RecipeError
@@ -97,7 +98,7 @@ def test_the_noise_is_that_of_the_model_with_one_layer_rounded(corrected):
         context.recipe = replace(context.recipe, quantize=steps)
     layers = find_bit_layers(model, context)
     found = formats(layers, ["int4"], ["uint8"], context)
-    noise = measure(found, context, samples=3, loss="mse")
+    noise = losses(NoiseMeter(context, 3).measure(option_trials(found)), "mse")
     for layer, row, spec, x in zip(layers, noise, found.specs, found.inputs, strict=True):
         rounded = clone(model)
         node = next(n for n in rounded.graph if n.name == layer.name)
@@ -112,6 +113,28 @@ def test_the_noise_is_that_of_the_model_with_one_layer_rounded(corrected):
             other = run(make_session(rounded), feed)["y"].astype(np.float64)
             signal, error = signal + (real**2).sum(), error + ((other - real) ** 2).sum()
         np.testing.assert_allclose(row, error / signal, rtol=1e-4)
+
+
+def test_what_is_measured_around_a_plan_is_its_own_noise():
+    model, context = calibrated("network")
+    found = formats(find_bit_layers(model, context), ["int4", "int8"], ["uint8"], context)
+    meter, chosen = NoiseMeter(context, 3), (0, 1, 0, 1)
+    planned = meter.rounded_model(found, chosen)
+    around = losses(meter.measure(option_trials(found), planned), "mse")
+    sessions = [make_session(one) for one in (model, planned)]
+    runs = [[run(s, f)["y"].astype(np.float64) for s in sessions] for f in FEEDS["network"][:3]]
+    noise = sum(((b - a) ** 2).sum() for a, b in runs) / sum((a**2).sum() for a, _ in runs)
+    np.testing.assert_allclose(around[range(4), chosen], noise, rtol=1e-4)
+    assert len(np.unique(around)) > 4
+
+
+@pytest.mark.parametrize("name", ["network", "block"])
+def test_measuring_around_plans_makes_none_worse(name):
+    def together(rounds):
+        _, context = plan(name, f"budget_bytes=0.65,rounds={rounds}")
+        return float(context.notes[-1][1].rpartition(" ")[2])
+
+    assert together(3) <= together(1)
 
 
 def test_a_corrected_bias_keeps_the_mean_of_every_channel():
@@ -178,7 +201,8 @@ def test_same_inputs_same_plan():
 def test_losses_differ_and_both_plan():
     model, context = calibrated("network")
     found = formats(find_bit_layers(model, context), ["int4", "int8"], ["uint8"], context)
-    mse, kl = (measure(found, context, samples=4, loss=loss) for loss in ("mse", "kl"))
+    results = NoiseMeter(context, 4).measure(option_trials(found))
+    mse, kl = (losses(results, loss) for loss in ("mse", "kl"))
     assert mse.shape == kl.shape == (4, 2) and not np.allclose(mse, kl)
     assert (mse[:, 0] > mse[:, 1]).all() and (kl[:, 0] > kl[:, 1]).all()
     _, planned = plan("network", "budget_bytes=0.6,loss=kl")
@@ -239,7 +263,8 @@ def test_a_model_without_layers_gets_a_note():
         ("budget_bytes=0.6,activations=int8", "activations names 'int8'"),
         ("budget_bytes=0.6,activations=uint16", "activations names 'uint16'"),
         ("budget_bytes=0.6,loss=top1", "one of mse, kl"),
-        ("budget_bytes=0.6,samples=0", "at least 1"),
+        ("budget_bytes=0.6,samples=0", "samples is 0; give at least 1"),
+        ("budget_bytes=0.6,rounds=-1", "rounds is -1; give at least 0"),
         ("budget_bytes=much", "not a valid float"),
         ("budget=0.6", "unknown option 'budget' (did you mean 'budget_"),
     ],
