@@ -129,7 +129,7 @@ def _open(
     """Read the model and run the float passes."""
     recipe = _recipe(request)
     for step in (*parse_steps(recipe.prepare), *parse_steps(recipe.quantize)):
-        make_pass(step)
+        make_pass(step).check(recipe, target.name(), target.capabilities)
     check_metric(request)
     with stages("load"):
         source = read_source(request.model)

@@ -112,6 +112,14 @@ class Pass(ABC):
         """The file's name: `passes/insert_qdq.py` is `insert-qdq`."""
         return by_name.own_name(cls)
 
+    def check(self, recipe: Recipe, target: str, capabilities: Capabilities) -> None:
+        """Refuse what the pass cannot do for a recipe or a target, before anything else is done.
+
+        Raises:
+            EdgeqError: The user must change something.
+        """
+        del recipe, target, capabilities
+
     @abstractmethod
     def run(self, model: ir.Model, context: Context) -> int:
         """Rewrite `model`; return how many rewrites were made (0: model untouched)."""

@@ -41,8 +41,9 @@ from edgeq.numerics.qtype import FLOAT8, QType
 from edgeq.passing import Context, Pass, node_names
 from edgeq.places import places_of_node
 from edgeq.qdq import REAL_NAME
-from edgeq.recipe import QuantSpec
+from edgeq.recipe import QuantSpec, Recipe
 from edgeq.roles import is_activation
+from edgeq.targeting import Capabilities
 
 LINEAR = ("Conv", "Gemm", "MatMul")
 TABLES = ("e3m4", "e2m5fn")
@@ -59,18 +60,25 @@ class QuantizeFloat8(Pass):
 
     tables: bool = False
 
+    def check(self, recipe: Recipe, target: str, capabilities: Capabilities) -> None:
+        """Refuse targets that have no 8-bit floats.
+
+        Raises:
+            RecipeError: The target has none.
+        """
+        if not capabilities.float8:
+            raise RecipeError(
+                f"recipe {recipe.name}: {target} computes with integers and has no 8-bit floats;"
+                " take --target ort-cpu, or a recipe of integers such as int8"
+            )
+
     def run(self, model: ir.Model, context: Context) -> int:
         """Rewrite; return how many tensors became 8-bit floats.
 
         Raises:
-            RecipeError: The target has no such type, or the recipe asks for another one.
+            RecipeError: The recipe asks for codes of another type.
         """
         assert context.calibration is not None, "quantize-float8 runs after calibration"
-        if not context.capabilities.float8:
-            raise RecipeError(
-                f"recipe {context.recipe.name}: this target computes with integers and has no 8-bit"
-                " floats; take --target ort-cpu, or a recipe of integers such as int8"
-            )
         writer = _Writer(model, context, TABLES if self.tables else ())
         for node in list(model.graph):
             if not node.domain and node.op_type in LINEAR and not context.keep_float(node):

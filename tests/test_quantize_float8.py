@@ -307,5 +307,5 @@ def test_what_has_no_proof_is_refused_in_one_message(tmp_path):
 
 
 def test_targets_of_integers_refuse_it_by_name(tmp_path):
-    with pytest.raises(EdgeqError, match=r"recipe fp8: this target computes with integers.*int8"):
+    with pytest.raises(EdgeqError, match=r"recipe fp8: tvm-c computes with integers.*int8"):
         compiled(tmp_path / "b", target="tvm-c")
