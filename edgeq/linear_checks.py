@@ -35,9 +35,10 @@ def _name(value: ir.Value | None) -> str:
 
 
 def int8_activation(node: ir.Node) -> Found:
-    """Find int8 on the left side of a linear op that ONNX Runtime cannot turn to uint8 on x86.
+    """Find int8 on the left side of a linear op.
 
-    It turns a QuantizeLinear and the one DequantizeLinear behind it, where nobody else reads.
+    ONNX Runtime turns a QuantizeLinear and the one DequantizeLinear behind it to uint8 on x86,
+    where nobody else reads; an output more, as a tap, and it does not.
     """
     found = _operands(node)
     if found is None or found[0].qparams.qtype.name != "int8":
@@ -48,6 +49,8 @@ def int8_activation(node: ir.Node) -> Found:
         yield Breach(_name(codes), "the activation is int8, and comes from outside")
     elif codes.is_graph_output() or len(codes.uses()) * len(reals.uses()) > 1:
         yield Breach(_name(codes), "the activation is int8, and has several readers")
+    else:
+        yield Breach(_name(codes), "the activation is int8: integer while nobody else reads it")
 
 
 def int8_right_side(node: ir.Node) -> Found:
@@ -192,6 +195,9 @@ def _why_float(node: ir.Node, x: Operand | None, w: Operand | None) -> str:
     if bias is not None and operand(bias) is None:
         return "its bias is not int32"
     reader = sole_consumer(node.outputs[0])
+    y = None if reader is None else quantize_node(reader)
+    if y is not None and y.qparams.qtype.name != x.qparams.qtype.name:
+        return f"its input is {x.qparams.qtype.name}, its result {y.qparams.qtype.name}"
     if reader is None:
         return "its result has several readers, or none that quantizes it"
     if reader.op_type != "QuantizeLinear" and node.op_type != "MatMul":

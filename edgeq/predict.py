@@ -24,7 +24,7 @@ from edgeq.errors import EdgeqError
 from edgeq.graph import constant
 from edgeq.operators import OPERATORS
 from edgeq.operators.binding import Kernel, bind
-from edgeq.operators.runtime_kernels import kernels
+from edgeq.operators.runtime_kernels import UnpredictableError, kernels
 from edgeq.optimized import optimize
 from edgeq.runtime import NO_OPTIONS
 from edgeq.targeting import Capabilities
@@ -37,28 +37,14 @@ NOTHING: Arrays = MappingProxyType({})
 _RIGHT_SIDE = {"MatMulIntegerToFloat": 1, "QGemm": 3, "QLinearConv": 3, "QLinearMatMul": 3}
 
 
-@dataclass(frozen=True)
-class Unpredicted:
-    """A node whose bits cannot be predicted.
-
-    Attributes:
-        node: Its name, or that of its first output.
-        op_type: The operator that ONNX Runtime runs.
-        reason: Why.
-    """
-
-    node: str
-    op_type: str
-    reason: str
-
-
 class Prediction:
     """A model as a CPU runs it.
 
     Attributes:
         cpu: The CPU.
         graph: ONNX Runtime's graph there.
-        unpredicted: The nodes whose bits cannot be predicted, in graph order.
+        unpredicted: Why the bits of a node cannot be predicted, by its name: the operator that
+            ONNX Runtime runs, and the reason. A run may add to it.
     """
 
     def __init__(self, model: ir.Model, cpu: Cpu, options: Mapping[str, str] = NO_OPTIONS) -> None:
@@ -86,7 +72,7 @@ class Prediction:
                 node.domain = ""
         proofs = certify(optimized, Capabilities(), kernels=tables[0].keys()).proofs
         self._steps: list[_Step] = []
-        found: list[Unpredicted] = []
+        self.unpredicted: dict[str, str] = {}
         for node, proof in zip(self.graph, proofs, strict=True):
             wide = options.get(PRECISION) == "1" and _constant_right_side(node)
             kernel, reason = None, proof.detail if proof.kind == "unproven" else ""
@@ -95,10 +81,8 @@ class Prediction:
             except EdgeqError as error:
                 reason = str(error)
             if reason:
-                name = node.name or str(node.outputs[0].name)
-                found.append(Unpredicted(name, node.op_type, reason))
+                self.unpredicted[_name(node)] = f"{node.op_type}: {reason}"
             self._steps.append(_Step.of(node, kernel))
-        self.unpredicted = tuple(found)
 
     def run(self, feeds: Arrays, known: Arrays = NOTHING) -> dict[str, Array]:
         """Return every output that can be predicted, by name.
@@ -113,7 +97,11 @@ class Prediction:
         found: dict[str, Array] = {}
         for step in self._steps:
             if step.kernel is not None and all(name in env for name in step.inputs if name):
-                results = step.kernel(*(env[name] if name else None for name in step.inputs))
+                try:
+                    results = step.kernel(*(env[name] if name else None for name in step.inputs))
+                except UnpredictableError as error:
+                    self.unpredicted[step.name] = f"{step.op_type}: {error}"
+                    results = ()
                 made = dict(zip(step.outputs, map(np.asarray, results), strict=False))
                 found.update((name, value) for name, value in made.items() if name in wanted)
                 env.update(made)
@@ -125,6 +113,8 @@ class Prediction:
 class _Step:
     """A node: the names of its inputs (empty where one is left out), outputs, and its kernel."""
 
+    name: str
+    op_type: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     kernel: Kernel | None
@@ -132,7 +122,12 @@ class _Step:
     @classmethod
     def of(cls, node: ir.Node, kernel: Kernel | None) -> "_Step":
         inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
-        return cls(inputs, tuple(str(value.name) for value in node.outputs), kernel)
+        outputs = tuple(str(value.name) for value in node.outputs)
+        return cls(_name(node), node.op_type, inputs, outputs, kernel)
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or str(node.outputs[0].name)
 
 
 def _constant_right_side(node: ir.Node) -> bool:

@@ -229,6 +229,8 @@ def linear_group(node: ir.Node) -> LinearGroup | None:
     y = result(node.outputs[0])
     if y is not None and (y.qparams.axis is not None or y.qparams.qtype.bits != 8):
         return None
+    if y is not None and y.qparams.qtype.name != x.qparams.qtype.name:
+        return None  # ONNX Runtime fuses no such op
     if y is None and node.op_type != "Gemm":
         return None
     if y is None and is_units(x) and is_units(w):

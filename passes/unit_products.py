@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.graph import Editor, constant, int_attribute, take_output
+from edgeq.graph import Editor, constant, consumers, int_attribute, take_output
 from edgeq.passing import Context, Pass
 from edgeq.qdq import Operand, limit_behind, linear_group, operand
 
@@ -39,7 +39,11 @@ def _to_units(node: ir.Node, editor: Editor) -> bool:
     x, w = operand(node.inputs[0]), operand(node.inputs[1])
     if x is None or w is None or w.array is None or x.qparams.axis is not None:
         return False
-    if all(np.all(side.qparams.scale == 1) for side in (x, w)) or x.qparams.qtype.bits > 8 or not _plain(node, w):
+    if (
+        all(np.all(side.qparams.scale == 1) for side in (x, w))
+        or x.qparams.qtype.bits > 8
+        or not _plain(node, w)
+    ):
         return False
     bias = None
     if len(node.inputs) > 2 and node.inputs[2] is not None:
@@ -55,7 +59,7 @@ def _to_units(node: ir.Node, editor: Editor) -> bool:
     node.resize_inputs(2)
     _behind(node, "Mul", scale.reshape(shape if scale.ndim else ()), "scaled", editor)
     if bias is not None:
-        last = node.outputs[0].uses()[0][0]
+        (last,) = consumers(node.outputs[0])
         _behind(last, "Add", bias.reshape(shape), "biased", editor)
     return True
 

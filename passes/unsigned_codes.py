@@ -5,8 +5,11 @@ after:   q = QuantizeLinear(x, s, z + 128)    uint8      r = DequantizeLinear(q,
 
 No real changes. ONNX Runtime leaves linear ops with int8 activations in float on x86 where the
 activation has several readers; products of uint8 and int8 saturate on x86 without VNNI, those of
-uint8 and uint8 do not. Values that move or clip codes move with them; what a user feeds or fetches
-as int8 stays so.
+uint8 and uint8 do not. Values that move or clip codes move with them. What a user feeds or fetches
+as int8 stays so, 128 less or more behind it:
+
+before:  r = DequantizeLinear(x, s, z)                                    x is an input, int8
+after:   r = DequantizeLinear(Cast<uint8>(Add(Cast<int32>(x), 128)), s, z + 128)
 """
 
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.graph import Editor, constant, consumers
+from edgeq.graph import Editor, constant, consumers, take_output
 from edgeq.passing import Context, Pass
 
 MOVES = (
@@ -45,9 +48,11 @@ class UnsignedCodes(Pass):
 
 
 def _codes(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Yield the int8 values that a DequantizeLinear reads."""
+    """Yield the int8 values that a DequantizeLinear reads or a QuantizeLinear makes."""
     for node in list(graph):
-        codes = node.inputs[0] if node.op_type == "DequantizeLinear" and not node.domain else None
+        if node.domain or node.op_type not in ("DequantizeLinear", "QuantizeLinear"):
+            continue
+        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
         if codes is not None and codes.dtype == ir.DataType.INT8:
             yield codes
 
@@ -70,12 +75,12 @@ def _same_codes(start: ir.Value) -> list[ir.Value]:
 
 
 def _can_turn(value: ir.Value) -> bool:
-    if value.is_graph_input() or value.is_graph_output():
-        return False
     makers = ("QuantizeLinear", "Clip", *MOVES)
     readers = ("DequantizeLinear", "Clip", *MOVES)
     node = value.producer()
-    made = constant(value) is not None if node is None else node.op_type in makers
+    made = value.is_graph_input() or constant(value) is not None
+    if node is not None:
+        made = node.op_type in makers
     if node is not None and node.op_type == "QuantizeLinear":
         made = len(node.inputs) > 2 and constant(node.inputs[2]) is not None
     return made and all(
@@ -96,10 +101,21 @@ def _turn(group: list[ir.Value], editor: Editor) -> None:
             if reader.op_type == "DequantizeLinear":
                 _turn_zero_point(reader, editor)
         node = value.producer()
+        if value.is_graph_input():
+            readers = list(value.uses())
+            turned_input = _moved(value, OFFSET, ir.DataType.UINT8, editor)
+            editor.insert_first(turned_input)
+            for reader, index in readers:
+                reader.replace_input_with(index, turned_input[-1])
+            continue
         if node is not None:
             value.dtype = ir.DataType.UINT8
             if node.op_type == "QuantizeLinear":
                 _turn_zero_point(node, editor)
+            if value.is_graph_output():
+                fetched = _moved(value, -OFFSET, ir.DataType.INT8, editor)
+                editor.insert_after(node, fetched)
+                take_output(value, fetched[-1])
             continue
         array = constant(value)
         assert array is not None
@@ -108,6 +124,22 @@ def _turn(group: list[ir.Value], editor: Editor) -> None:
         for reader, index in list(value.uses()):
             reader.replace_input_with(index, new)
         editor.graph.initializers.pop(str(value.name), None)
+
+
+def _moved(
+    value: ir.Value, by: int, dtype: ir.DataType, editor: Editor
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Return `value` with every code moved; the caller inserts the nodes."""
+    name, int32 = value.name or "x", ir.DataType.INT32
+    wide = editor.node(
+        "Cast", [value], f"{name}_wide", attributes={"to": int32}, dtype=int32, shape=value.shape
+    )
+    offset = editor.initializer(f"{name}_offset", np.int32(by))
+    moved = editor.node("Add", [wide, offset], f"{name}_moved", dtype=int32, shape=value.shape)
+    codes = editor.node(
+        "Cast", [moved], f"{name}_codes", attributes={"to": dtype}, dtype=dtype, shape=value.shape
+    )
+    return wide, moved, codes
 
 
 def _turn_zero_point(node: ir.Node, editor: Editor) -> None:

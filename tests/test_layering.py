@@ -57,7 +57,7 @@ LAYERS = {
     " value_histogram charts bundle evidence",
     "compile": "compile compile_report compiled operator_rows compare compare_page inspect measure scores opening"
     " stimulus_feeds float_islands cluster workers bit_sensitivity",
-    "interface": "api bundle_check",
+    "interface": "api bundle_check predicted_check",
     "diffusion": "diffusion diffusion.*",
     "commands": "commands commands.* cli __main__",
 }

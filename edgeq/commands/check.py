@@ -1,13 +1,23 @@
 """`edgeq check`: verify a bundle on this machine."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from edgeq.errors import DataError
+
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder; with --as, any QDQ model.")],
+    cpu: Annotated[
+        str | None,
+        typer.Option("--as", metavar="CPU", help="Predict what another CPU would compute."),
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option("--inputs", help=".npz, for --as on a model.")
+    ] = None,
     taps: Annotated[bool, typer.Option("--taps", help="Compare every quantized tensor.")] = False,
     evaluation: Annotated[
         Path | None, typer.Option("--evaluation", help=".npz with inputs and `label`.")
@@ -36,6 +46,14 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Verify a bundle here: same files, same bits, how accurate, how fast."""
+    if cpu is not None:
+        from edgeq.predicted_check import predict_check
+
+        found = predict_check(bundle, cpu, inputs=inputs, runs=runs)
+        print(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
+        raise typer.Exit(found.exit_status)
+    if inputs is not None:
+        raise DataError("--inputs goes with --as: a bundle has golden inputs of its own")
     from edgeq.bundle_check import check_bundle
     from edgeq.check import report
 

@@ -6,6 +6,7 @@ the accumulator of a product saturates, `edgeq.numerics.saturating`.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.cpus import Cpu
+from edgeq.errors import EdgeqError
 from edgeq.numerics import ort_kernels as k
 from edgeq.numerics.affine import QParams
 from edgeq.numerics.fma import fma
@@ -24,6 +26,10 @@ from edgeq.operators.binding import Operator
 from edgeq.operators.pooling import window_counts
 
 Array = NDArray[Any]
+
+
+class UnpredictableError(EdgeqError):
+    """What a kernel computes of these codes is not written down."""
 
 
 def kernels(cpu: Cpu) -> Mapping[str, Operator]:
@@ -77,13 +83,24 @@ def product(cpu: Cpu, a: Array, za: Array | None, b: Array, zb: Array | None) ->
         za: Their zero point, per tensor, or None.
         b: Codes `(..., depth, columns)`.
         zb: Their zero points, per tensor or per column, or None.
+
+    Raises:
+        UnpredictableError: The sum of two products may overflow.
     """
+    if cpu.overflows and _overflows(a, b):
+        raise UnpredictableError("two products of -128 * -128 may overflow 16 bits there")
     zero_a = 0 if za is None else int(np.asarray(za).reshape(-1)[0])
     zero_b = np.zeros(1) if zb is None else zb.astype(np.float64)
     acc = np.matmul(a.astype(np.float64) - zero_a, b.astype(np.float64) - zero_b)
     if cpu.saturates and a.dtype == np.uint8 and b.dtype == np.int8:
         acc += _lost(a, b)
     return np.asarray(acc)
+
+
+def _overflows(a: Array, b: Array) -> bool:
+    """Whether -128 meets -128; uint8 activations are moved to int8 first."""
+    least = -128 if a.dtype == np.int8 else 0
+    return bool(b.dtype == np.int8 and np.any(b == -128) and np.any(a == least))
 
 
 def _lost(a: Array, b: Array) -> Array:
@@ -178,7 +195,8 @@ def _conv(
     depth, made = w.shape[1], len(w) // group
     acc = np.empty((len(x), len(w), int(np.prod(layout.output))))
     # A kernel of its own multiplies channel by channel, in 16 bits that hold each product.
-    exact = cpu.widened if depth == 1 and made == 1 else cpu
+    depthwise = depth == 1 and made == 1
+    exact = replace(cpu, saturates=False, overflows=cpu.arm) if depthwise else cpu
     zeros = np.broadcast_to(zw.reshape(-1), len(w))
     for g in range(group):
         rows = patches[..., g * depth : (g + 1) * depth].reshape(-1, w[0].size)
