@@ -23,6 +23,7 @@ from edgeq.numerics.qtype import FORMATS
 from edgeq.numerics.scale import choose_qparams
 from edgeq.observe import choose_range
 from edgeq.passing import Context, node_names
+from edgeq.places import places_of_value
 from edgeq.recipe import QuantSpec
 from edgeq.roles import CLIPS
 from edgeq.statistics import Observer
@@ -57,7 +58,8 @@ def activation_spec(value: ir.Value, context: Context) -> QuantSpec:
         node = node.inputs[0].producer() or node
     if node is None:
         return context.recipe.activation
-    return context.recipe.spec("activation", node.op_type, node_names(node))
+    places = places_of_value(value)
+    return context.recipe.spec("activation", node.op_type, node_names(node), places)
 
 
 def activation_qparams(samples: Samples, spec: QuantSpec, context: Context) -> QParams:
