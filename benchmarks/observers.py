@@ -32,7 +32,7 @@ from edgeq.targeting import find_target
 CASES = ("resnet20-cifar10", "kws-dscnn", "vit-mnist")
 TARGET = find_target("ort-cpu")
 RECIPE = "int8"
-ALPHAS = (0.005, 0.3)
+ALPHAS = (0.002, 0.3)
 
 
 @dataclass(frozen=True)

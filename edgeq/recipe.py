@@ -75,7 +75,7 @@ class QuantSpec:
     scale: str = "float"
     observer: str = "minmax"
     percentile: float = 99.99
-    clip_alpha: float = 0.05
+    clip_alpha: float = 0.01
     limit: int = 127
 
     def clip_ratio(self, bits: int) -> float:
