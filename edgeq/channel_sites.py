@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.code_plan import plan_codes
+from edgeq.code_plan import is_embedding, plan_codes
 from edgeq.graph import Editor, constant, consumers, int_attribute, producer, rank
 from edgeq.linear_weights import (
     LinearWeights,
@@ -83,10 +83,14 @@ def find_sites(model: ir.Model, context: Context) -> tuple[list[Site], int]:
     wide = {
         value for group in plan_codes(model, context) if group.residual for value in group.values
     }
+    tied = _tied(model)
     found, refused = [], 0
     for value in _read_by_linear(model, context):
         nodes = consumers(value)
-        readers = tuple(node for node in nodes if _takes_factors(node, value, context))
+        takers = (node for node in nodes if _takes_factors(node, value, context))
+        readers = tuple(node for node in takers if node not in tied)
+        if not readers:
+            continue
         branches = len(readers) < len(nodes) or value.is_graph_output()
         if value.name in context.channel_scales:
             base = producer(value).inputs[0]
@@ -189,6 +193,18 @@ def _read_by_linear(model: ir.Model, context: Context) -> Iterator[ir.Value]:
             continue
         seen.add(value)
         yield value
+
+
+def _tied(model: ir.Model) -> set[ir.Node]:
+    """Return the nodes whose weight is an embedding as well: it stays as it is, stored once."""
+    arrays = (constant(node.inputs[0]) for node in model.graph if is_embedding(node))
+    tables = [array for array in arrays if array is not None]
+    tied = set()
+    for node in model.graph if tables else ():
+        weight = constant(node.inputs[1]) if has_linear_weights(node) else None
+        if weight is not None and any(np.array_equal(weight, table) for table in tables):
+            tied.add(node)
+    return tied
 
 
 def _takes_factors(node: ir.Node, value: ir.Value, context: Context) -> bool:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeq.calibrate import calibrate
 from edgeq.certify import certify
 from edgeq.channel_shifts import as_samples, voted_shifts
+from edgeq.channel_sites import find_sites
 from edgeq.compile import activations
 from edgeq.data import Samples, input_specs, open_samples
 from edgeq.errors import RecipeError
@@ -233,3 +234,20 @@ def test_the_float_model_computes_the_same():
     assert mul and all(constant(n.inputs[1]) is not None for n in mul)
     for feed in data(model):  # powers of two: not a bit differs
         assert before.run(feed)["y"].tobytes() == after.run(feed)["y"].tobytes()
+
+
+def test_a_weight_that_is_an_embedding_too_stays_stored_once():
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (int64[N] x) => (float[N,3] y, float[N,2] z)
+    <float[3,2] table = {1, 2, 3, 4, 5, 60}, float[2,2] w = {1, 2, 3, 4}> {
+      e = Gather (table, x)
+      t = Tanh (e)
+      y = Gemm <transB: int = 1> (t, table)
+      z = Gemm <transB: int = 1> (t, w)
+    }"""
+    model = ir.from_onnx_text(text)
+    infer_shapes(model)
+    context = Context(four_bits(), find_target("ort-cpu").capabilities, data(network()))
+    ((site,), refused) = find_sites(model, context)
+    assert [str(node.outputs[0].name) for node in site.readers] == ["z"]
+    assert site.name == "t" and site.branches and refused == 0
