@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeq.fidelity import FidelityMeter
 from edgeq.float_weight import FloatWeight
-from edgeq.graph import Editor, clone, constant
+from edgeq.graph import Editor, clone, constant, remove_dead
 from edgeq.numerics.affine import along, dequantize
 from edgeq.qdq import Operand, linear_group, operand
 from edgeq.runtime import make_session
@@ -129,6 +129,7 @@ def _with_codes(
                 node.resize_inputs(3)
             node.replace_input_with(2, editor.initializer("bias", found.bias))
         count += 1
+    remove_dead(model.graph)  # ONNX Runtime takes no large weight that nothing reads
     return model, count
 
 

@@ -14,6 +14,7 @@ from edgeq.float_weight import FloatWeight
 from edgeq.noise_sources import noise_sources
 from edgeq.numerics.qtype import QTYPES
 from edgeq.request import CompileRequest
+from edgeq.runtime import SHARED
 from edgeq.simulate import Simulator
 
 DIGITS = Path(__file__).parent.parent / "samples" / "digits"
@@ -61,7 +62,7 @@ def gemm(codes: np.ndarray, x_scale: float, quantized: bool, scale: float = 0.25
         nodes,
         "gemm",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, SHAPE[0]])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, SHAPE[1]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, codes.shape[1]])],
         [numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
@@ -101,3 +102,18 @@ def test_codes_that_are_read_as_units_stand_for_the_same_weights():
 def test_a_model_without_codes_has_no_such_noise():
     model = gemm(np.ones(SHAPE, np.int8), 1.0, quantized=False)
     assert noise_sources(model, model, {}, lambda feed: feed["x"], []) is None
+
+
+def test_a_weight_may_be_large():
+    """Large ones are handed to ONNX Runtime by name, which has dropped those that nobody reads."""
+    codes = np.random.default_rng(0).integers(-7, 8, (4, SHARED // 8)).astype(np.int8)
+    reference, quantized = (gemm(codes, 0.5, quantized=q) for q in (False, True))
+    real = codes.astype(np.float32) * np.float32(0.25)
+    assert real.nbytes > SHARED
+    simulator = Simulator(quantized)
+    source, feeds = (
+        {"w_q": FloatWeight(real, QTYPES["int8"], 127)},
+        [{"x": np.ones((1, 4), np.float32)}],
+    )
+    found = noise_sources(reference, quantized, source, lambda f: simulator.run(f)["y"], feeds)
+    assert found.weights_db is None and found.weights == 1
