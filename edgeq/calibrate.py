@@ -93,8 +93,8 @@ def calibrate(
     for number, group in enumerate(groups):
         session = tapped_session(model, group) if group else None
         done = 0
-        for feeds in _batches(samples, batch):
-            real = as_float(model, _joined(feeds))
+        for feeds in batches(samples, batch):
+            real = as_float(model, joined(feeds))
             found = {} if session is None else run(session, real)
             if number == 0:
                 for feed in feeds:
@@ -167,7 +167,7 @@ def _sizes(model: ir.Model, names: Sequence[str], feed: Feeds) -> dict[str, int]
     return {name: 4 * int(found[str(size.name)]) for name, size in zip(names, sizes, strict=True)}
 
 
-def _batches(samples: Iterable[Feeds], batch: int) -> Iterator[list[Feeds]]:
+def batches(samples: Iterable[Feeds], batch: int) -> Iterator[list[Feeds]]:
     """Yield `batch` feeds at a time; fewer where the next one has other shapes, and at the end."""
     feeds: list[Feeds] = []
     for feed in samples:
@@ -184,7 +184,7 @@ def _row_shapes(feed: Feeds) -> dict[str, tuple[int, ...]]:
     return {name: array.shape[1:] for name, array in feed.items()}
 
 
-def _joined(feeds: list[Feeds]) -> Feeds:
+def joined(feeds: list[Feeds]) -> Feeds:
     """Return the feeds as one, along the batch axis."""
     if len(feeds) == 1:
         return feeds[0]

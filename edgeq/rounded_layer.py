@@ -70,11 +70,8 @@ class RoundedLayer:
         """Which outputs keep their scale: powers of two, and those that a large bias needs."""
         group = self.rows.group
         scale = np.broadcast_to(group.w.qparams.scale, (self.rows.outputs,))
-        kept: NDArray[np.bool_] = np.frexp(scale)[0] == 0.5
-        if group.w.qparams.axis is None or not kept.any():
-            kept = np.full(kept.shape, group.w.qparams.axis is None)
-        elif not kept.all():
-            kept = np.zeros(kept.shape, np.bool_)  # some by chance
+        powers = bool((np.frexp(scale)[0] == 0.5).all())
+        kept = np.full(scale.shape, powers or group.w.qparams.axis is None)
         if group.bias is not None and group.bias.array is not None:
             kept = kept | (np.abs(group.bias.array.astype(np.int64)) > BIAS_LIMIT // 2)
         return kept

@@ -16,15 +16,18 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.calibrate import Feeds, as_float, tapped_session
+from edgeq.calibrate import Feeds, as_float, batches, joined, tapped_session
 from edgeq.linear_rows import LinearRows
 from edgeq.numerics.blas import single_threaded
+from edgeq.operators.batchwise import keeps_samples_apart
 from edgeq.qdq import REAL_NAME
 from edgeq.runtime import run
 from edgeq.simulate import Simulator
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
+
+BATCH = 4  # samples that run together, where they do not meet
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,7 @@ class SecondMoments:
 
 
 def second_moments(
+    model: ir.Model,
     simulator: Simulator,
     layers: Sequence[LinearRows],
     feeds: Iterable[Feeds],
@@ -56,7 +60,8 @@ def second_moments(
     """Stream samples through the quantized model, and through the float one beside it.
 
     Args:
-        simulator: Of the quantized model, as far as it is.
+        model: The quantized model.
+        simulator: Of it, as far as it is.
         layers: The linear ops in question.
         feeds: The samples, with a batch axis.
         reference: The float model.
@@ -66,7 +71,9 @@ def second_moments(
     sums = [_Sums(layer) for layer in layers]
     session = tapped_session(reference, list(names.values())) if names else None
     groups = [[str(layer.group.x.codes.name)] for layer in layers]
-    for feed in feeds:
+    batch = BATCH if keeps_samples_apart(model.graph) else 1
+    for some in batches(feeds, batch):
+        feed = joined(some)
         real = {} if session is None else run(session, as_float(reference, feed))
         with single_threaded():  # else the last bits of the targets depend on the machine
             for number, values in simulator.observe(feed, groups):

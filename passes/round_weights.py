@@ -72,7 +72,7 @@ class RoundWeights(Pass):
         left: dict[str, float] = {}
         for stage in _stages(model, layers, self.megabytes * 2**20):
             context.progress("round weights", len(left), len(layers))
-            left |= self._round(stage, simulator, context)
+            left |= self._round(stage, model, simulator, context)
         if left:
             context.notes.append(("round-weights", _summary(self.method, left)))
         return len(left)
@@ -92,13 +92,17 @@ class RoundWeights(Pass):
             yield rows
 
     def _round(
-        self, stage: Sequence[LinearRows], simulator: Simulator, context: Context
+        self,
+        stage: Sequence[LinearRows],
+        model: ir.Model,
+        simulator: Simulator,
+        context: Context,
     ) -> dict[str, float]:
         """Round layers that do not depend on each other; return how much error is left of each."""
         assert context.reference is not None
         names = float_results(stage, context.reference) if self.follow else {}
         feeds = islice(context.samples, self.samples)
-        found = second_moments(simulator, stage, feeds, context.reference, names)
+        found = second_moments(model, simulator, stage, feeds, context.reference, names)
         rounded = [
             RoundedLayer(
                 rows, context.float_weights[str(rows.group.w.codes.name)], moments, self.follow

@@ -148,7 +148,7 @@ def test_moments_are_exact_sums_over_all_samples(first):
     names = float_results(found, reference)
     assert sorted(names.values()) == ["h", "k", "p", "y", "z"]
     names.pop("h")
-    moments = second_moments(simulator, found, samples(), reference, names)
+    moments = second_moments(model, simulator, found, samples(), reference, names)
     for rows, moment in zip(found, moments, strict=True):
         name = str(rows.group.x.codes.name)
         xs, ys = [], []
