@@ -1,6 +1,7 @@
 """learn-scaling: factors by channel that lessen the error of layers, at no cost at run time."""
 
 import builtins
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,20 @@ def test_the_same_bytes_twice():
         return [a.tobytes() for a in arrays if a is not None]
 
     assert bits(prepared(QUICK)[0]) == bits(prepared(QUICK)[0])
+
+
+@pytest.mark.torch
+def test_the_same_factors_whoever_learns_them():
+    def factors(executor: Executor | None) -> list[bytes]:
+        model = network()
+        context = Context(four_bits(), find_target("ort-cpu").capabilities, data(model))
+        context.executor = executor
+        run_pipeline(QUICK, model, context)
+        arrays = (constant(v) for v in model.graph.initializers.values())
+        return [a.tobytes() for a in arrays if a is not None]
+
+    with ThreadPoolExecutor(2) as executor:
+        assert factors(executor) == factors(None)
 
 
 def rows(x: NDArray[np.float32], buckets: list[int], exponent: float) -> dict[str, Any]:

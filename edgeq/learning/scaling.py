@@ -153,7 +153,6 @@ def learn_factors(task: Arrays) -> dict[str, NDArray[Any]]:
         `factors`, float64, (channels,); and `losses`, the mean loss with factors of 1, with the
         best candidate, and with `factors`.
     """
-    torch.manual_seed(int(task["seed"]))
     layer = _layer(task)
     candidates = torch.as_tensor(task["start"], dtype=torch.float32, device=layer.x.device)
     batch = int(task["batch"])
@@ -205,8 +204,9 @@ def _descend(layer: _Layer, start: Tensor, task: Arrays) -> Tensor:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     count = max(1, int(layer.buckets.max()) + 1)
     running = torch.zeros(count, device=start.device)
+    random = torch.Generator().manual_seed(int(task["seed"]))
     for _ in range(iterations):
-        rows = torch.randperm(len(layer.x))[:batch].to(start.device)
+        rows = torch.randperm(len(layer.x), generator=random)[:batch].to(start.device)
         losses = layer.losses(rows, logarithm.exp())
         weights = _weights(losses.detach(), layer.buckets[rows], running, float(task["exponent"]))
         optimizer.zero_grad()
