@@ -77,7 +77,7 @@ def build_report(compiled: Compiled, target: Target) -> Report:
             (*tail, *compiled.islands),
         ),
         passes=_pass_rows(compiled),
-        notes=_other_notes(compiled),
+        notes=(*(("load", note) for note in source.notes), *context.notes),
         islands=compiled.islands,
         tail=tail,
         versions=versions(),
@@ -156,12 +156,6 @@ def _pass_rows(compiled: Compiled) -> tuple[PassRow, ...]:
 def _summary(name: str) -> str:
     """Return the first line of what a pass says about itself."""
     return (inspect.getdoc(inspect.getmodule(find_pass(name))) or "").partition("\n")[0]
-
-
-def _other_notes(compiled: Compiled) -> tuple[tuple[str, str], ...]:
-    names = {step.name for record in compiled.records for step in parse_steps(record.name)}
-    notes = [(subject, text) for subject, text in compiled.context.notes if subject not in names]
-    return (*(("load", note) for note in compiled.source.notes), *notes)
 
 
 def _bucket_table(compiled: Compiled) -> BucketTable | None:

@@ -161,7 +161,8 @@ class Report:
         kernels: Operators of the runtime's optimized model, with their numbers.
         operators: What runs where: every node of the deployed model, with its proof.
         passes: What was done, in order.
-        notes: What was done on loading, and what else the user should know: (subject, text).
+        notes: What was done on loading, and what else the user should know: (subject, text); the
+            subject may be a pass.
         islands: What computes in float32 in front of a linear op, outside of exact forms, is kept
             float32 by the user, or has no proof: `edgeq.float_islands`.
         tail: What computes in float32 behind the last linear op, with its proofs.

@@ -228,6 +228,12 @@ def _float_reason(row: OperatorRow) -> str:
     return _EXACT_FLOATS.get(row.kind, "")
 
 
+def other_notes(report: Report) -> list[tuple[str, str]]:
+    """Return the notes that no pass is shown with."""
+    shown = {note for row in report.passes for note in row.notes}
+    return [(subject, text) for subject, text in report.notes if text not in shown]
+
+
 def sqnr_text(sqnr: float | None) -> str:
     """Return decibels for people; `exact` where there is no noise."""
     return "exact" if sqnr is None else f"{sqnr:.2f}"

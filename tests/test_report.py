@@ -105,7 +105,7 @@ def test_every_section_says_something(report):
         report,
         metrics=(MetricRow("top1", 80.25, 80.5), MetricRow("sqnr_db", 30.5)),
         passes=(PassRow("cleanup", 3, ("folded", "removed")),),
-        notes=(("load", "opset 9 became 21"),),
+        notes=(("load", "opset 9 became 21"), ("cleanup", "folded")),
         islands=(FloatRow("softmax", "Softmax", "kept by name"),),
         tail=(FloatRow("decode", "Mul", "ieee: one operation"),),
         bits=(BITS,),
@@ -117,6 +117,7 @@ def test_every_section_says_something(report):
                   "4.00", "int3", "uint6", "37.50 dB on 32", "69 %", "0.0012", "640 B", "1,234,567",
                   "uint8 \u00d7 int8"):  # fmt: skip
         assert words in text, words
+    assert text.count("folded") == 1
 
 
 def test_each_softmax_is_shown_before_and_after_its_correction(report, tmp_path):
