@@ -1,7 +1,8 @@
-"""The first and the last linear ops of a model, which rules of a recipe may treat apart.
+"""The first, last and depthwise linear ops of a model, which rules of a recipe may treat apart.
 
 - A linear op is first if it reads a graph input, moved and quantized at most.
 - A linear op is last if no linear op depends on it.
+- A Conv is depthwise if each of its channels reads one alone.
 - A value is first if it is a graph input, moved at most; last if only last ops depend on it.
 """
 
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from edgeq.graph import constant, consumers
+from edgeq.graph import constant, consumers, int_attribute
 from edgeq.roles import LINEAR, data_inputs, moves_codes
 
 _CODING = frozenset({"Cast", "Clip", "DequantizeLinear", "QuantizeLinear"})
@@ -24,6 +25,8 @@ def places_of_node(node: ir.Node) -> frozenset[str]:
         found.add("first")
     if _is_last(node):
         found.add("last")
+    if _is_depthwise(node):
+        found.add("depthwise")
     return frozenset(found)
 
 
@@ -48,6 +51,12 @@ def _is_input(value: ir.Value) -> bool:
         return any(map(_is_input, data_inputs(node)))
     source = node.inputs[0] if node.op_type in _CODING else None
     return source is not None and _is_input(source)
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    weight = node.inputs[1].shape if node.op_type == "Conv" and node.inputs[1] is not None else None
+    grouped = int_attribute(node, "group", 1) > 1
+    return grouped and weight is not None and weight[1] == 1
 
 
 def _is_last(node: ir.Node) -> bool:

@@ -15,7 +15,7 @@ qtype = "uint16"              # [activation], with these fields changed
 [[rule]]                      # in order; the last match wins, field by field
 op_type = "Softmax"
 name = "head/*"
-place = "last"                # or "first": those linear ops, and what they read
+place = "last"                # or "first": those linear ops, and what they read; or "depthwise"
 keep_float = true
 [rule.activation]
 observer = "minmax"
@@ -48,7 +48,7 @@ SCHEMA_VERSION = 1
 OBSERVERS = ("minmax", "moving_average", "percentile", "clip_ratio", "entropy", "mse")
 GRANULARITIES = ("per_tensor", "per_channel")
 SCALE_KINDS = ("float", "power_of_two")
-PLACES = ("first", "last")
+PLACES = ("first", "last", "depthwise")
 FLOAT4_NAMES = ("float4", *FLOAT4)
 FLOAT8_PASS = "quantize-float8"
 
@@ -98,7 +98,8 @@ class Rule:
     Attributes:
         op_type: Glob over op types.
         name: Glob over node names and over the names of their outputs.
-        place: `first` or `last`: those linear ops, and what they read; empty for any.
+        place: `first` or `last`: those linear ops, and what they read; `depthwise`: such Convs;
+            empty for any.
         keep_float: Leave the node in float32.
         activation: Fields of the activation spec to change, as (name, value) pairs.
         weight: Fields of the weight spec to change.

@@ -38,6 +38,21 @@ def test_places():
     assert places_of_value(model.graph.inputs[0]) == {"first"}
 
 
+@pytest.mark.parametrize(
+    ("channels", "each", "group", "depthwise"),
+    [(4, 1, 4, True), (8, 1, 4, True), (4, 2, 2, False), (4, 1, 1, False)],
+    ids=["a channel each", "two outputs for each", "groups of two", "one channel in all"],
+)
+def test_a_depthwise_conv_reads_one_channel_for_each(channels, each, group, depthwise):
+    kernel = f"float[{channels},{each},1,1] w = {{{', '.join(['1'] * channels * each)}}}"
+    model = parse(
+        f"g (float[N,{each * group},2,2] x) => (float[N,{channels},2,2] y) <{kernel}>"
+        f" {{ y = Conv <group = {group}> (x, w) }}"
+    )
+    (node,) = model.graph
+    assert ("depthwise" in places_of_node(node)) == depthwise
+
+
 def test_one_layer_is_first_and_last():
     model = parse("g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {1, 2}> { y = Gemm (x, w) }")
     (node,) = model.graph
