@@ -52,7 +52,7 @@ class RoundWeights(Pass):
 
     method: str = "descent"
     follow: float = 0.5
-    damping: float = 0.01
+    damping: float = 0.3
     refit: bool = True
     iterations: int = 1000
     samples: int = 128
