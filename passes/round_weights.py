@@ -13,7 +13,16 @@ which each method makes small, on the grid of the weight's format:
 
 Layers are rounded in the order of the graph, each with the inputs that the rounded layers in front
 of it make; those that do not depend on each other are independent tasks, and so are the outputs of
-one layer. A bias takes up the mean error. Scales that are powers of two stay.
+one layer. A bias takes up the mean error, so correct-bias need not follow, and its `cause=weights`
+would correct biases twice. Scales that are powers of two stay.
+
+Measured with 24 samples, weights in int4 but for the first and the last layer, 8-bit activations:
+SQNR of the first output, top1, and seconds of one core for this pass.
+
+    resnet20-cifar10      nearest 11.1 dB  78.4 %    gptq 19.2 dB  80.5 %  3 s
+                          descent 19.7 dB  79.4 %  5 s
+    mobilenet-v1-075      nearest  1.5 dB  15.0 %    descent 10.4 dB  77.5 %  36 s
+                          (200 images; correct-bias behind both)
 """
 
 from collections.abc import Iterator, Sequence
