@@ -22,7 +22,8 @@ from edgeq.learning.learnable import Bias, Weight
 from edgeq.learning.straight_through import nearest_of, round_half_even
 
 BIAS_LIMIT = 2**30
-_INSIDE = 0.499  # of the way to where the next code begins: a latent number has its code's side
+_INSIDE = 0.499  # of the way to the next code: there it begins
+_CHOSEN = 0.25  # where a code begins that is not the nearest: somebody chose it, so not at the edge
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,10 @@ class _Codes:
         index = np.clip(np.searchsorted(grid, base), 0, len(grid) - 1)
         left = np.concatenate([grid[:1] - 1, grid])[index]
         right = np.concatenate([grid, grid[-1:] + 1])[index + 1]
-        near = base - _INSIDE * (base - left), base + _INSIDE * (right - base)
-        start = np.clip(source.units(_array(weight.scale)), *near)
+        units = source.units(_array(weight.scale))
+        gap = np.where(units < base, base - left, right - base)
+        chosen = base + np.sign(units - base) * _CHOSEN * gap
+        start = np.where(np.abs(units - base) < _INSIDE * gap, units, chosen)
         self.latent = torch.from_numpy(start.astype(np.float32))
         self.lowest, self.highest = float(grid[0]) - _INSIDE, float(grid[-1]) + _INSIDE
         self._even = source.qtype.values is None
