@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("tvm", reason="needs edgeq[tvm]")
@@ -33,6 +33,7 @@ def unpacked(nibbles, count):
     return codes[:count].astype(nibbles.dtype)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["int2", "int4", "float4e2m1", "float4e1m2", "float4e3m0"]),
     st.integers(1, 600),

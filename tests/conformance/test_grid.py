@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.float_weight import FloatWeight
@@ -54,6 +54,7 @@ def test_e2m1_is_that_of_onnx():
     assert np.array_equal(nearest(units, FORMATS["float4e2m1"]), expected)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["int2", "int4", "int5", *FLOAT4]),
     st.lists(st.integers(-9000, 9000).map(lambda n: n / 128), min_size=1, max_size=30),
