@@ -7,7 +7,7 @@ DEMO := build/demo
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench devices samples clean
+.PHONY: help demo test check bench devices cpus samples clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ bench: $(VENV)/test.stamp ## Measure accuracy and speed on the models of ../shar
 
 devices: $(VENV)/test.stamp ## Compare every model of ../shared/zoo on every device, on emulators
 	$(BIN)/python -m benchmarks.devices --bundles build/bench
+
+cpus: $(VENV)/test.stamp ## Check bundles of ../shared/zoo on emulated CPUs, x86 and Arm, with ONNX Runtime
+	$(BIN)/python -m benchmarks.cpus --bundles build/cpu-bundles
 
 samples: $(VENV)/test.stamp ## Train the digits classifier anew
 	$(BIN)/python samples/digits/train.py

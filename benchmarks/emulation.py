@@ -1,10 +1,12 @@
 """Python with stock onnxruntime on emulated CPUs: what it needs, and the command that runs it.
 
     python -m benchmarks.emulation [--cache FOLDER]
+    python -m benchmarks.emulation --cpu aarch64 BUNDLE/check.py --taps
 
-installs into a cache folder, without root: qemu-user, a Debian root for 64-bit Arm with Python, and
-the stock aarch64 wheels of onnxruntime and numpy, in the versions of `constraints.txt`. x86 CPUs
-run this very interpreter. Nothing of edgeq is on the emulated machine.
+The first installs into a cache folder, without root: qemu-user, a Debian root for 64-bit Arm with
+Python, and the stock aarch64 wheels of onnxruntime and numpy, in the versions of `constraints.txt`.
+x86 CPUs run this very interpreter. Nothing of edgeq is on the emulated machine. The second runs a
+script on a CPU, and installs what is missing for that.
 """
 
 import argparse
@@ -170,12 +172,20 @@ def main() -> int:
     """Install, and show that onnxruntime runs on every CPU; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=CACHE)
-    cache = parser.parse_args().cache.absolute()
+    parser.add_argument("--cpu", choices=[*CPUS], help="run SCRIPT there")
+    parser.add_argument("script", nargs=argparse.REMAINDER, help="a script and its arguments")
+    given = parser.parse_args()
+    cache = given.cache.absolute()
     try:
         install(cache)
     except MissingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if given.cpu is not None:
+        found = run_python(CPUS[given.cpu], given.script, cache)
+        print(found.stdout, end="")
+        print(found.stderr, end="", file=sys.stderr)
+        return found.returncode
     for cpu in CPUS.values():
         found = run_python(cpu, ["-c", "import onnxruntime; print(onnxruntime.__version__)"], cache)
         print(f"{cpu.name}: onnxruntime {found.stdout.strip() or found.stderr[-300:]}")

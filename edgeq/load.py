@@ -60,9 +60,24 @@ def load_model(path: str | os.PathLike[str]) -> Loaded:
         model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
         raise ModelError(f"{file}: not a sound ONNX model: {_first_line(error)}") from error
+    _check_text(model, file)
     ir.external_data.set_base_dir(model.graph, file.parent)
     _read_small_tensors(model)
     return normalize(model, str(file))
+
+
+def _check_text(model: ir.Model, file: Path) -> None:
+    """Refuse names that are not UTF-8: protobuf hands them over as bytes."""
+    texts: list[object] = [model.graph.name]
+    for node in _nodes(model):
+        texts += [node.name, node.op_type, node.domain, *node.attributes]
+        texts += [v.name for v in (*node.inputs, *node.outputs) if v is not None]
+        texts += [a.value for a in node.attributes.values() if a.type == ir.AttributeType.STRING]
+    graph = model.graph
+    texts += [v.name for v in (*graph.inputs, *graph.outputs, *graph.initializers.values())]
+    wrong = next((text for text in texts if isinstance(text, bytes)), None)
+    if wrong is not None:
+        raise ModelError(f"{file}: not a sound ONNX model: the name {wrong!r} is not UTF-8 text")
 
 
 def normalize(model: ir.Model, title: str) -> Loaded:

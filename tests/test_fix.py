@@ -1,4 +1,4 @@
-"""`edgeq lint --fix`: what it writes breaks no rule, computes the definition, and stays accurate."""
+"""`edgeq lint --fix` writes what breaks no rule, computes the definition, and stays accurate."""
 
 import json
 from typing import Any
