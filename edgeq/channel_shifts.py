@@ -28,6 +28,22 @@ def as_samples(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return x[: count * (len(x) // count)].reshape(count, -1, x.shape[1]).swapaxes(1, 2)
 
 
+def held_out(count: int, together: int = 1) -> NDArray[np.bool_]:
+    """Return which of `count` rows units are judged by: every third, or third block of rows.
+
+    Units bring the largest values of many channels close to the ends of the range. What rows that
+    were not seen have beyond them is cut off, and only such rows show what that costs.
+    """
+    together = max(1, min(together, count // 3))
+    return np.asarray(np.arange(count) // together % 3 == 2)
+
+
+def split(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the samples to choose ranges by, and those to judge by; fewer than three are both."""
+    apart = held_out(len(samples))
+    return (samples[~apart], samples[apart]) if apart.any() else (samples, samples)
+
+
 def voted_shifts(
     samples: NDArray[np.float32], qparams: QParams, *, depth: int, agreement: float
 ) -> Shifts:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.channel_noise import activation_qparams, activation_spec, layer_noise
+from edgeq.channel_shifts import split
 from edgeq.channel_sites import Site, along_inputs, scale_channels
 from edgeq.graph import Editor
 from edgeq.numerics.qtype import FORMATS
@@ -65,6 +66,8 @@ def is_better(
 ) -> bool:
     """Whether units lessen the noise in what reads `site`: that of activations by `gain_db`.
 
+    Ranges are those of two thirds of the samples, noise is that of the others.
+
     Args:
         site: Where.
         samples: (samples, channels, elements) of its value.
@@ -73,12 +76,13 @@ def is_better(
         gain_db: What a scale for each channel must be worth.
     """
     spec = activation_spec(site.value, context)
-    plain = activation_qparams(samples, spec, context)
-    scaled = (samples / units.factors[:, None]).astype(np.float32)
-    before = layer_noise(site, samples, plain, context, factors=np.ones(len(units.factors)))
+    seen, unseen = split(samples)
+    plain = activation_qparams(seen, spec, context)
+    scaled = (seen / units.factors[:, None]).astype(np.float32)
+    before = layer_noise(site, unseen, plain, context, factors=np.ones(len(units.factors)))
     after = layer_noise(
         site,
-        samples,
+        unseen,
         activation_qparams(scaled, spec, context),
         context,
         factors=units.factors,

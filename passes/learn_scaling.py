@@ -11,7 +11,8 @@ the best closed form is taken, and torch is not needed. All readers of a value s
 
 Where a linear op makes `v`, its weights take the factors; elsewhere `fold-channel-scales` takes the
 Mul into the QuantizeLinear behind it: neither costs anything at run time. Values that integer
-kernels make as codes for others as well are left alone, and counted in a note.
+kernels make as codes for others as well are left alone, and counted in a note. So are values of
+which calibration shows few elements: their largest ones are beyond those that were seen.
 """
 
 import itertools
@@ -31,7 +32,7 @@ from edgeq.channel_noise import (
     rounded_weight,
 )
 from edgeq.channel_samples import Budget, Rows, sampled_rows
-from edgeq.channel_shifts import as_samples
+from edgeq.channel_shifts import VOTERS, as_samples, held_out, split
 from edgeq.channel_sites import Site, find_sites, scale_channels
 from edgeq.data import input_specs
 from edgeq.errors import RecipeError
@@ -41,8 +42,8 @@ from edgeq.tasks import run_tasks
 
 Array = NDArray[Any]
 Float64 = NDArray[np.float64]
+ENOUGH = 1024  # elements of each channel: see `_is_enough`
 TOGETHER = 32  # values whose rows are in memory at a time
-TOKENS = 64  # in front of a Gemm a row is a token: so many count as one image
 # Powers of the largest magnitudes of a channel, and of its weights: 1 / t is in between.
 POWERS = ((0.0, 0.0), (0.5, 0.5), (0.25, 0.25), (0.5, 0.0), (0.25, 0.0), (0.0, 0.25))
 
@@ -54,7 +55,7 @@ class LearnScaling(Pass):
     Attributes:
         iterations: Steps of Adam for each value; 0: the best closed form.
         rate: Of learning, for logarithms of factors; it falls to 0 along a cosine.
-        batch: Images in one step, or groups of `TOKENS` tokens.
+        batch: Images in one step, or groups of 64 tokens.
         exponent: How strongly timesteps with large losses count less.
         gain_db: The least gain in squared error for which a value is changed.
         samples: At most so many calibration samples take part.
@@ -98,7 +99,8 @@ class LearnScaling(Pass):
         factors: dict[str, Float64] = {}
         choose = self._learned if self.iterations else self._closed
         while group := list(itertools.islice(rows, TOGETHER)):
-            factors |= choose({name: (by_name[name], found) for name, found in group}, context)
+            enough = [(name, found) for name, found in group if _is_enough(found)]
+            factors |= choose({name: (by_name[name], found) for name, found in enough}, context)
         editor = Editor(model.graph)
         for name, found in factors.items():
             scale_channels(by_name[name], found, editor, context)
@@ -115,14 +117,14 @@ class LearnScaling(Pass):
         """Return the closed form with the least noise of each value that gains by one."""
         chosen = {}
         for name, (site, rows) in group.items():
-            samples = as_samples(rows.x)
+            seen, unseen = split(as_samples(rows.x))
             spec = activation_spec(site.value, context)
             costs = []
-            candidates = list(closed_forms(site, samples))
+            candidates = list(closed_forms(site, seen))
             for factors in candidates:
-                scaled = (samples / factors[:, None]).astype(np.float32)
+                scaled = (seen / factors[:, None]).astype(np.float32)
                 qparams = activation_qparams(scaled, spec, context)
-                costs.append(layer_noise(site, samples, qparams, context, factors=factors).total)
+                costs.append(layer_noise(site, unseen, qparams, context, factors=factors).total)
             best = int(np.argmin(costs))
             if costs[best] * 10 ** (self.gain_db / 10) < costs[0]:
                 chosen[name] = candidates[best]
@@ -157,6 +159,7 @@ class LearnScaling(Pass):
         task: dict[str, Array] = {
             "x": rows.x,
             "buckets": rows.bucket,
+            "apart": held_out(len(rows.x), VOTERS if rows.x.ndim == 2 else 1),
             "codes": np.array([first, last]),
             "symmetric": np.array(spec.symmetric),
             "shrink": np.array(min(1.0, float(qparams.scale) * (last - first) / (reach or 1.0))),
@@ -164,7 +167,7 @@ class LearnScaling(Pass):
             "readers": np.array(len(site.readers)),
             "iterations": np.array(self.iterations),
             "rate": np.array(self.rate),
-            "batch": np.array(self.batch * (TOKENS if rows.x.ndim == 2 else 1)),
+            "batch": np.array(self.batch * (VOTERS if rows.x.ndim == 2 else 1)),
             "exponent": np.array(self.exponent),
             "seed": np.array(context.seed),
             "device": np.array(context.device),
@@ -187,6 +190,11 @@ class LearnScaling(Pass):
                 f"shrink_{place}": np.where(peak > 0, shrink, 1),
             }
         return task
+
+
+def _is_enough(rows: Rows) -> bool:
+    """Whether so many elements of a channel were seen that others will hardly lie beyond them."""
+    return rows.x.size // rows.x.shape[1] >= ENOUGH
 
 
 def closed_forms(site: Site, samples: NDArray[np.float32]) -> Iterator[Float64]:

@@ -73,7 +73,7 @@ def network() -> ir.Model:
     return model
 
 
-def data(model: ir.Model, count: int = 12) -> Samples:
+def data(model: ir.Model, count: int = 40) -> Samples:
     rng = np.random.default_rng(1)
     feeds = [{"x": rng.normal(0, 1, (1, 2, 8, 8)).astype(np.float32)} for _ in range(count)]
     return open_samples(feeds, inputs=input_specs(model, {}))
@@ -184,6 +184,7 @@ def rows(x: NDArray[np.float32], buckets: list[int], exponent: float) -> dict[st
     return {
         "x": x,
         "buckets": np.array(buckets),
+        "apart": np.arange(len(x)) % 3 == 2,
         "codes": np.array([0, 255]),
         "symmetric": np.array(False),
         "shrink": np.array(1.0),

@@ -14,10 +14,14 @@ the losses by bucket of timesteps (momentum 0.95), sample i counts
 
 so that no bucket rules. Without timesteps every sample counts 1. Factors are learned as logarithms:
 they stay positive, and halving costs as many steps as doubling.
+
+Factors that are learned on some rows bring the largest value of each channel there to the ends of
+the range, and cut off what other rows have beyond. So rows that are kept apart decide how far to go
+from 1 towards what was learned.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +34,7 @@ from edgeq.learning.straight_through import round_half_even, saturate
 
 Arrays = Mapping[str, NDArray[Any]]
 MOMENTUM = 0.95
+PARTS = (1.0, 0.75, 0.5, 0.25)  # of the way, in the logarithm
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -144,34 +149,41 @@ def learn_factors(task: Arrays) -> dict[str, NDArray[Any]]:
     """Learn the factors of one value.
 
     Args:
-        task: The fields of a layer (`x`, `buckets`, `codes`, `symmetric`, `shrink`), of each of its
-            `readers` (`weight_0`, `geometry_0`, `grid_0`, `shrink_0`, ...), and the options:
-            `start` (candidates, channels), `iterations`, `rate`, `batch`, `exponent`, `seed`,
-            `device`.
+        task: The fields of a layer (`x`, `buckets`, which rows are `apart`, `codes`, `symmetric`,
+            `shrink`), of each of its `readers` (`weight_0`, `geometry_0`, `grid_0`, `shrink_0`,
+            ...), and the options: `start` (candidates, channels), `iterations`, `rate`, `batch`,
+            `exponent`, `seed`, `device`.
 
     Returns:
-        `factors`, float64, (channels,); and `losses`, the mean loss with factors of 1, with the
-        best candidate, and with `factors`.
+        `factors`, float64, (channels,); and `losses`, on the rows kept apart: with factors of 1,
+        with the best candidate, and with `factors`.
     """
-    layer = _layer(task)
-    candidates = torch.as_tensor(task["start"], dtype=torch.float32, device=layer.x.device)
+    layer, apart = _layers(task)
+    candidates = list(torch.tensor(task["start"], dtype=torch.float32, device=layer.x.device))
     batch = int(task["batch"])
-    plain = _mean_loss(layer, torch.ones_like(candidates[0]), batch)
-    measured = [_mean_loss(layer, factors, batch) for factors in candidates]
-    best = int(np.argmin(measured))
-    learned = _descend(layer, candidates[best], task)
-    after = _mean_loss(layer, learned, batch)
-    factors = learned if after < measured[best] else candidates[best]
+
+    def best(tried: list[Tensor]) -> tuple[float, Tensor]:
+        losses = [_mean_loss(apart, factors, batch) for factors in tried]
+        place = int(np.argmin(losses))
+        return losses[place], tried[place]
+
+    plain, _ = best([torch.ones_like(candidates[0])])
+    started, start = best(candidates)
+    learned = _descend(layer, start, task)
+    after, factors = best([start, *(learned**part for part in PARTS)])
     return {
         "factors": factors.cpu().numpy().astype(np.float64),
-        "losses": np.array([plain, measured[best], min(after, measured[best])]),
+        "losses": np.array([plain, started, after]),
     }
 
 
-def _layer(task: Arrays) -> _Layer:
+def _layers(task: Arrays) -> tuple[_Layer, _Layer]:
+    """Return the layer with the rows to learn by, and with those to judge by: both if too few."""
     device = str(task["device"])
-    x = torch.tensor(task["x"], device=device)
-    channels = x.transpose(0, 1).flatten(1)
+    x, buckets = (torch.tensor(task[name], device=device) for name in ("x", "buckets"))
+    apart = torch.tensor(task["apart"], device=device)
+    seen = ~apart if bool(apart.any()) else torch.ones_like(apart)
+    channels = x[seen].transpose(0, 1).flatten(1)
     readers = tuple(
         _Reader(
             torch.tensor(task[f"weight_{i}"], device=device),
@@ -182,10 +194,13 @@ def _layer(task: Arrays) -> _Layer:
         for i in range(int(task["readers"]))
     )
     first, last = task["codes"].tolist()
-    return _Layer(
-        x, torch.as_tensor(task["buckets"], device=device), channels.amin(1), channels.amax(1),
+    layer = _Layer(
+        x[seen], buckets[seen], channels.amin(1), channels.amax(1),
         (float(first), float(last)), bool(task["symmetric"]), float(task["shrink"]), readers,
     )  # fmt: skip
+    if not bool(apart.any()):
+        return layer, layer
+    return layer, replace(layer, x=x[apart], buckets=buckets[apart])
 
 
 def _mean_loss(layer: _Layer, factors: Tensor, batch: int) -> float:
