@@ -1,5 +1,6 @@
 """learn-rounding: less error, on the grid, the same bytes each time and after an interrupt."""
 
+import re
 import sys
 
 import numpy as np
@@ -200,3 +201,13 @@ def test_block_by_block():
     assert told[-1] == (40, 40)
     with pytest.raises(RecipeError, match="write model or block"):
         run_pipeline(f"{PASS}{{scope=layer}}", model, context)
+
+
+def test_what_is_committed_is_what_was_learned():
+    model, context = prepared()
+    run_pipeline(SHORT, model, context)
+    still = "iterations=1,rate=1e-9,scale_rate=0,activation_rate=0,bias_rate=0"
+    run_pipeline(f"{PASS}{{{still},batch=8}}", model, context)
+    first, second = (text for subject, text in context.notes if subject == PASS)
+    learned, before = (re.findall(r"\d+\.\d+", text) for text in (first, second))
+    assert learned[1] == before[0]

@@ -214,7 +214,7 @@ class _RealBias:
     def codes(self, leaves: dict[str, Tensor], step: Tensor) -> Tensor:
         leaf = leaves.get(str(self.bias.codes.name))
         real = self.real if leaf is None else self.real + self._unit * leaf.double()
-        return real / step.double()
+        return round_half_even(real / step.double())
 
 
 def _array(value: ir.Value) -> NDArray[np.float32]:
