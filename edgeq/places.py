@@ -47,7 +47,7 @@ def _is_input(value: ir.Value) -> bool:
     node = value.producer()
     if node is None or node.domain or constant(value) is not None:
         return False
-    if moves_codes(node):
+    if moves_codes(node) or node.op_type == "Pad":  # codes are padded with their zero point
         return any(map(_is_input, data_inputs(node)))
     source = node.inputs[0] if node.op_type in _CODING else None
     return source is not None and _is_input(source)

@@ -53,6 +53,16 @@ def test_a_depthwise_conv_reads_one_channel_for_each(channels, each, group, dept
     assert ("depthwise" in places_of_node(node)) == depthwise
 
 
+def test_a_padded_input_is_the_first_still_when_it_is_codes():
+    model = parse(
+        "g (float[N,2,2,2] x) => (float[N,1,4,4] y) <int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1},"
+        " uint8 z = {7}, float s = {0.5}, float[1,2,1,1] w = {1, 2}> {"
+        " q = QuantizeLinear (x, s, z)  a = Pad (q, p, z)  d = DequantizeLinear (a, s, z)"
+        " y = Conv (d, w) }"
+    )
+    assert places_of_node(list(model.graph)[-1]) == {"first", "last"}
+
+
 def test_one_layer_is_first_and_last():
     model = parse("g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {1, 2}> { y = Gemm (x, w) }")
     (node,) = model.graph
