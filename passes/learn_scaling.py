@@ -194,7 +194,7 @@ class LearnScaling(Pass):
 
 def _is_enough(rows: Rows) -> bool:
     """Whether so many elements of a channel were seen that others will hardly lie beyond them."""
-    return rows.x.size // rows.x.shape[1] >= ENOUGH
+    return bool(rows.x.size // rows.x.shape[1] >= ENOUGH)
 
 
 def closed_forms(site: Site, samples: NDArray[np.float32]) -> Iterator[Float64]:
