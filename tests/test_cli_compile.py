@@ -55,7 +55,7 @@ def test_compile_and_check(folder):
     entry = json.loads(found.stdout)
     assert found.stdout.count("\n") == 1
     assert list(entry) == ["bundle", "target", "recipe", "bitwise", "certificate", "metrics",
-                           "bytes", "seconds", "versions"]  # fmt: skip
+                           "bytes", "seconds", "versions", "noise"]  # fmt: skip
     assert entry["bundle"] == "out" and entry["bitwise"]["mismatches"] == 0
     assert entry["bitwise"]["compared"] > 1000 and entry["certificate"]["unproven"] == 0
     assert entry["metrics"]["sqnr_db"] > 20

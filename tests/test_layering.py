@@ -64,7 +64,10 @@ LAYERS = {
 
 # Libraries that are slow to import, or an extra: the modules that may import them.
 OWNERS = {
-    "torch": {"edgeq.device", "edgeq.export", "edgeq.learning.*", "edgeq.diffusion.schedulers"},
+    "torch": {
+        "edgeq.device", "edgeq.export", "edgeq.learning.*", "edgeq.diffusion.iteration",
+        "edgeq.diffusion.schedulers",
+    },  # fmt: skip
     "matplotlib": {"edgeq.charts"},
     "distributed": {"edgeq.cluster"},
     "diffusers": {"edgeq.diffusion.schedulers"},
