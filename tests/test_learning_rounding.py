@@ -192,7 +192,7 @@ def test_batches_cover_a_stream_in_windows():
 def test_block_by_block():
     model, context = prepared()
     blocks = find_blocks(model.graph)
-    ends = {blocks[n]: n.name.split("_")[0] for n in blocks if n.op_type == "QuantizeLinear"}
+    ends = {blocks[n]: str(n.name).split("_")[0] for n in blocks if n.op_type == "QuantizeLinear"}
     assert list(ends.values()) == ["u", "g"], "the residual block ends behind its Add"
     before, told = error(model, context), []
     context.progress = lambda stage, done, total: told.append((done, total))
