@@ -158,6 +158,7 @@ def run_python(
         environment["OPENBLAS_CORETYPE"] = "Nehalem"
     found = subprocess.run(
         [*python_on(cpu, cache), *arguments],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=timeout,
