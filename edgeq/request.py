@@ -7,11 +7,13 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgeq.longest import MAX_DIM
-from edgeq.noise_sources import NoiseSources
 from edgeq.recipe import Recipe
+
+if TYPE_CHECKING:  # it loads a runtime, which commands that need none do not wait for
+    from edgeq.noise_sources import NoiseSources
 
 Json = Mapping[str, object]
 
@@ -124,7 +126,7 @@ class CompileOutcome:
     unproven: int = 0
     islands: int = 0
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    noise: NoiseSources | None = None
+    noise: "NoiseSources | None" = None
     bytes_float: int = 0
     bytes_deployed: int = 0
     seconds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))

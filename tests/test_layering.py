@@ -26,7 +26,8 @@ LAYERS = {
     " stored_codes writing fused_operators fused_activations fused_attention fused_attention_of_ort"
     " fused_normalizations fused_products attention_masks attention_spelling rotary_embedding"
     " refused_operators places einsum normalization_spelling idle_choice"
-    " to_float32 old_opsets affine_nodes contrib_codes look_up functions roles qdq simplify elementary versions"
+    " to_float32 old_opsets affine_nodes contrib_codes look_up functions roles qdq"
+    " simplify elementary versions"
     " index_values index_rules"
     " attention possible_values longest logarithm_form softmax_form scores_form"
     " certain_exponentials code_counts"
@@ -38,14 +39,16 @@ LAYERS = {
     "operators": "operators operators.* float_sums",
     "simulate": "axis_sources simulate stimuli fidelity softmax_bias quantized_attention trajectory"
     " index_tables",
-    "in and out": "runtime optimized npz feeds spool user_code data metrics language load export source"
-    " model_file observe"
+    "in and out": "runtime optimized npz feeds spool user_code data metrics language load"
+    " export source model_file observe"
     " histogram buckets clip_ratio statistics clipping entropy weight_range weight_codes"
-    " float_search float_weight calibrate seen_inputs linear_rows second_moments layer_rounding rounded_layer"
-    " rounding_adaround rounding_descent rounding_gptq rounding_tasks bit_noise checkpoint device"
+    " float_search float_weight calibrate seen_inputs linear_rows"
+    " second_moments layer_rounding rounded_layer rounding_adaround rounding_descent rounding_gptq"
+    " rounding_tasks bit_noise checkpoint device"
     " channel_samples channel_shifts channel_groups",
     "targeting": "by_name targeting memory_use",
-    "passing": "passing bit_formats bit_latency bit_layers bit_measure bit_search tasks noise_sources request request_names"
+    "passing": "passing bit_formats bit_latency bit_layers bit_measure bit_search"
+    " tasks noise_sources request request_names"
     " channel_sites channel_noise channel_units"
     " proofs code_plan seen_values softmax_bias_form softmax_row_form",
     "learning": "learning learning.*",
@@ -55,8 +58,8 @@ LAYERS = {
     " rounded_exponentials rules lint float_checks fusion_checks linear_checks breach fix predict",
     "bundle": "manifest golden report report_page report_schema report_view read_report"
     " value_histogram charts bundle evidence",
-    "compile": "compile compile_report compiled operator_rows compare compare_page inspect measure scores opening"
-    " stimulus_feeds float_islands cluster workers bit_sensitivity",
+    "compile": "compile compile_report compiled operator_rows compare compare_page"
+    " inspect measure scores opening stimulus_feeds float_islands cluster workers bit_sensitivity",
     "interface": "api bundle_check predicted_check",
     "diffusion": "diffusion diffusion.*",
     "commands": "commands commands.* cli __main__",
@@ -65,9 +68,12 @@ LAYERS = {
 # Libraries that are slow to import, or an extra: the modules that may import them.
 OWNERS = {
     "torch": {
-        "edgeq.device", "edgeq.export", "edgeq.learning.*", "edgeq.diffusion.iteration",
+        "edgeq.device",
+        "edgeq.export",
+        "edgeq.learning.*",
+        "edgeq.diffusion.iteration",
         "edgeq.diffusion.schedulers",
-    },  # fmt: skip
+    },
     "matplotlib": {"edgeq.charts"},
     "distributed": {"edgeq.cluster"},
     "diffusers": {"edgeq.diffusion.schedulers"},
@@ -187,7 +193,9 @@ def test_nothing_is_imported_in_a_circle():
 
 
 def test_the_check_needs_little():
-    group = {m: text for m, text in SOURCES.items() if m == "edgeq.check" or m.startswith("edgeq.check_")}
+    group = {
+        m: text for m, text in SOURCES.items() if m == "edgeq.check" or m.startswith("edgeq.check_")
+    }
     found = {name for text in group.values() for name, _ in imports(ast.parse(text), set(SOURCES))}
     outside = {name for name in found if name not in group}
     assert {n.partition(".")[0] for n in outside} - set(sys.stdlib_module_names) <= STANDALONE

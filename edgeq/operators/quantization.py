@@ -60,7 +60,7 @@ def quantize_linear(
     output_dtype: int = 0,
     saturate: int = 1,
 ) -> Array:
-    """`saturate(round_half_even(x / scale) + zero_point)`, or the nearest 8-bit float, saturated."""
+    """`saturate(round_half_even(x / scale) + zero_point)`; for 8-bit floats, the nearest."""
     try:
         qtype = _target(zero_point, output_dtype)
     except KeyError as error:
