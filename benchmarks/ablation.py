@@ -3,10 +3,11 @@
     python -m benchmarks.ablation [--recipe w4a8] [--recipe w4a6] [--variant NAME]... [--images 64]
 
 The zoo's DDPM U-Net, compiled for `ort-cpu` with the recipe's formats, the methods added one after
-the other, same data and seed: learned equivalent scaling, power-of-two scaling of skips, learned
-rounding, and learning along trajectories. Prints, for each, the error of the predicted noise, its
-SQNR, and the PSNR of images at the end of 50 DDIM steps, against the float model's from the same
-noise. Compiling fails if a bit differs. Needs the extras `torch` and `diffusers`.
+the other, same data and seed: learned equivalent scaling, power-of-two scaling of skips, rounding
+by what layers make of their weights, and learning along trajectories. Prints, for each, the error
+of the predicted noise, its SQNR, and the PSNR of images at the end of 50 DDIM steps, against the
+float model's from the same noise. Compiling fails if a bit differs. Needs the extras `torch` and
+`diffusers`.
 """
 
 import argparse
@@ -36,20 +37,22 @@ class Variant:
 
     Attributes:
         prepare: Passes at the end of the float ones.
-        learned: Passes behind `quantize-embeddings`.
+        learned: Passes behind `quantize-embeddings`; without any, biases are corrected at the end.
     """
 
     prepare: tuple[str, ...] = ()
     learned: tuple[str, ...] = ()
 
 
-SCALING, SHIFTS = "learn-scaling", "shift-channels"
+SCALING, SHIFTS, ROUNDING = "learn-scaling", "shift-channels", "round-weights"
 VARIANTS: Mapping[str, Variant] = {
     "none": Variant(),
     "+ scaling": Variant((SCALING,)),
     "+ shifts": Variant((SCALING, SHIFTS)),
-    "+ rounding": Variant((SCALING, SHIFTS), ("learn-rounding",)),
-    "+ trajectories": Variant((SCALING, SHIFTS), ("learn-rounding", TRAJECTORY)),
+    "+ rounding": Variant((SCALING, SHIFTS), (ROUNDING,)),
+    "+ trajectories": Variant((SCALING, SHIFTS), (ROUNDING, TRAJECTORY)),
+    "rounding alone": Variant((), (ROUNDING,)),
+    "rounding, trajectories": Variant((), (ROUNDING, TRAJECTORY)),
 }
 
 
@@ -57,12 +60,14 @@ def pipeline(recipe: str, variant: Variant) -> dict[str, str]:
     """Return the settings that put the passes of a variant into a recipe's pipeline."""
     made = load_recipe(recipe)
     prepare = [s for s in parse_steps(made.prepare) if s.name not in LEARNED]
-    quantize = [
-        s for s in parse_steps(made.quantize) if s.name not in (*LEARNED, "fold-channel-scales")
-    ]
+    added = (*LEARNED, "fold-channel-scales", "correct-bias")
+    quantize = [s for s in parse_steps(made.quantize) if s.name not in added]
     prepare += parse_steps(", ".join(variant.prepare)) if variant.prepare else []
     places = [step.name for step in quantize]
     # From the end on, so that places stay what they are.
+    if not variant.learned:
+        place = places.index("prove-fused") + 1
+        quantize[place:place] = parse_steps("correct-bias{cause=weights}")
     if variant.prepare:
         place = places.index("prove-fused")
         quantize[place:place] = parse_steps("fold-channel-scales")
