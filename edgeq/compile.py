@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from edgeq.buckets import find_buckets
 from edgeq.bundle import check_destination, write_bundle
 from edgeq.calibrate import calibrate
-from edgeq.certify import Certificate, certify
+from edgeq.certify import certify
 from edgeq.checkpoint import Checkpoint, kept_until_whole
 from edgeq.compile_report import build_manifest, build_report
 from edgeq.compiled import Checked, Compiled
 from edgeq.data import input_specs, open_samples
 from edgeq.device import check_device
-from edgeq.errors import ModelError, RecipeError, VerificationError, suggest
-from edgeq.evidence import write_evidence
+from edgeq.errors import RecipeError
 from edgeq.float_islands import float_islands
 from edgeq.graph import OPSET, clone, release_mapped
 from edgeq.measure import Device, Sweep
 from edgeq.noise_sources import NoiseSources, noise_sources
 from edgeq.passing import Context, PassRecord, make_pass, parse_steps, run_pipeline
 from edgeq.recipe import Recipe, Rule, load_recipe
+from edgeq.refusals import check_allowed, fail, refuse_unfused, refuse_unproven
 from edgeq.request import CompileOutcome, CompileRequest, Progress, silent
 from edgeq.request_names import check_names
 from edgeq.roles import is_activation
@@ -42,7 +42,6 @@ from edgeq.stimuli import stimuli
 from edgeq.stimulus_feeds import feeds_of_other_sizes, stimulus_inputs
 from edgeq.targeting import Artifact, Target, find_target
 from edgeq.tolerance import tolerances
-from edgeq.verify import Verdict
 from edgeq.versions import versions
 from edgeq.workers import open_executor
 
@@ -214,12 +213,12 @@ def _quantize(
     release_mapped(reference)
     with stages("certify"):
         certificate = certify(model, target.capabilities, context.max_dim)
-        _check_allowed(request, certificate)
+        check_allowed(request, certificate)
         artifact = target.lower(model)
-        _refuse_unproven(request, certificate, artifact)
+        refuse_unproven(request, certificate, artifact)
         islands = float_islands(model, certificate, context)
         kernels = target.kernels(model)
-        _refuse_unfused(request, target, model, kernels, artifact)
+        refuse_unfused(request, target, model, kernels, artifact)
     tolerated = tolerances(model, certificate)
     for proof in certificate.unproven:
         text = f"{proof.op_type} {proof.node}: allowed without a proof ({proof.detail})"
@@ -277,55 +276,6 @@ def activations(model: ir.Model) -> list[str]:
     return [str(value.name) for value in values if is_activation(value)]
 
 
-def _check_allowed(request: CompileRequest, certificate: Certificate) -> None:
-    """Refuse patterns that no node has; the names are those of the model that was certified."""
-    for pattern in request.allow_unproven:
-        rule = Rule(name=pattern)
-        if not any(rule.matches(proof.op_type, [proof.node]) for proof in certificate.proofs):
-            raise ModelError(
-                f"--allow-unproven {pattern}: no node of the quantized model has such a name"
-                f"{suggest(pattern, [proof.node for proof in certificate.proofs])}"
-            )
-
-
-def _refuse_unproven(request: CompileRequest, certificate: Certificate, artifact: Artifact) -> None:
-    rule = [Rule(name=pattern) for pattern in request.allow_unproven]
-    missing = [
-        proof
-        for proof in certificate.unproven
-        if not any(r.matches(proof.op_type, [proof.node]) for r in rule)
-    ]
-    if not missing:
-        return
-    first = missing[0]
-    reason = (
-        f"{len(missing)} nodes without a proof; first: {first.op_type} {first.node!r}:"
-        f" {first.detail}. Change the recipe, or accept it with --allow-unproven '{first.node}'"
-        + (", all of them with '*'" if len(missing) > 1 else "")
-    )
-    _fail(request, artifact, None, reason)
-
-
-def _refuse_unfused(
-    request: CompileRequest,
-    target: Target,
-    model: ir.Model,
-    kernels: Mapping[str, int],
-    artifact: Artifact,
-) -> None:
-    missing = target.missing_kernels(model, kernels)
-    if missing:
-        _fail(request, artifact, None, f"ops that should be integer are not: {'; '.join(missing)}")
-
-
-def _fail(
-    request: CompileRequest, artifact: Artifact, verdict: Verdict | None, reason: str
-) -> None:
-    assert request.output is not None
-    folder = write_evidence(request.output, artifact=artifact, verdict=verdict, reason=reason)
-    raise VerificationError(f"{reason} (evidence: {folder})")
-
-
 def _verify(
     request: CompileRequest,
     context: Context,
@@ -367,7 +317,7 @@ def _verify(
                 f"{check.verdict.mismatches} of {check.verdict.compared} elements differ between"
                 f" the simulator and the device on {check.feeds}; first: {check.verdict.first}"
             )
-            _fail(request, artifact, check.verdict, reason)
+            fail(request, artifact, check.verdict, reason)
     return tuple(checks)
 
 

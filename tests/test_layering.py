@@ -58,7 +58,7 @@ LAYERS = {
     " rounded_exponentials rules lint float_checks fusion_checks linear_checks breach fix predict",
     "bundle": "manifest golden report report_page report_schema report_view read_report"
     " value_histogram charts bundle evidence",
-    "compile": "compile compile_report compiled operator_rows compare compare_page"
+    "compile": "compile refusals compile_report compiled operator_rows compare compare_page"
     " inspect measure scores opening stimulus_feeds float_islands cluster workers bit_sensitivity",
     "interface": "api bundle_check predicted_check",
     "diffusion": "diffusion diffusion.*",
