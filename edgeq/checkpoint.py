@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import BundleError
+from edgeq.errors import BundleError, EdgeqError
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -124,6 +124,7 @@ def kept_until_whole(destination: str | os.PathLike[str] | None) -> Iterator[Che
 
     Raises:
         KeyboardInterrupt: As it came; where finished work is kept, with a text that says so.
+        EdgeqError: The same.
     """
     if destination is None:
         yield None
@@ -136,6 +137,11 @@ def kept_until_whole(destination: str | os.PathLike[str] | None) -> Iterator[Che
             raise
         text = f"what is finished is kept in {checkpoint.path}: the same command goes on from there"
         raise KeyboardInterrupt(text) from None
+    except EdgeqError as error:
+        if checkpoint.holds_work:
+            text = f"{error} (what is finished is kept in {checkpoint.path} for the next run)"
+            error.args = (text, *error.args[1:])
+        raise
     checkpoint.remove()
 
 

@@ -147,12 +147,15 @@ def test_work_is_kept_until_the_bundle_is_whole(tmp_path):
         assert checkpoint is not None
         checkpoint.save("k", {})
         raise KeyboardInterrupt
-    with pytest.raises(EdgeqError), kept_until_whole(destination) as checkpoint:
+    told = pytest.raises(EdgeqError, match=r"^no proof \(what is finished is kept in .*unfinished")
+    with told, kept_until_whole(destination) as checkpoint:
         raise EdgeqError("no proof")
     assert checkpoint is not None and checkpoint.holds_work
     with kept_until_whole(destination) as checkpoint:
         assert checkpoint is not None and checkpoint.holds_work
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(EdgeqError, match=r"^no such option$"), kept_until_whole(destination):
+        raise EdgeqError("no such option")
     with pytest.raises(KeyboardInterrupt) as plain, kept_until_whole(destination):
         raise KeyboardInterrupt
     assert plain.value.args == () and list(tmp_path.iterdir()) == []
