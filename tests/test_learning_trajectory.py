@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from edgeq.checkpoint import Checkpoint
 from edgeq.errors import DataError
 from edgeq.graph import to_bytes
 from edgeq.passing import run_pipeline
@@ -39,6 +40,17 @@ class Mixing:
 def mixing(inputs):
     assert [spec.name for spec in inputs] == ["x"]
     return Mixing()
+
+
+class Slower(Mixing):
+    """Another way on, of as many runs."""
+
+    def advance(self, state, outputs, number):
+        return 0.9 * state + 0.1 * outputs["y"]
+
+
+def slower(inputs):
+    return Slower()
 
 
 def nothing(inputs):
@@ -163,6 +175,16 @@ def test_the_same_bytes_each_time():
         run_pipeline(learned_step(iterations=5), model, context)
         results.append(to_bytes(model))
     assert results[0] == results[1]
+
+
+def test_kept_work_is_that_of_the_same_iteration(tmp_path):
+    results = {}
+    for name, kept in (("mixing", True), ("slower", True), ("slower", False)):
+        model, context = prepared()
+        context.checkpoint = Checkpoint(tmp_path / "kept") if kept else None
+        run_pipeline(learned_step(f"{HERE}:{name}", iterations=5), model, context)
+        results[name, kept] = to_bytes(model)
+    assert results["slower", True] == results["slower", False] != results["mixing", True]
 
 
 def test_nothing_is_kept_that_is_no_better():

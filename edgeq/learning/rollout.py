@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from edgeq.learning.executor import Executor
-from edgeq.learning.iteration import Iteration
+from edgeq.learning.iteration import Iteration, Tensors
 
 _TINY = 1e-12
 
@@ -115,23 +115,21 @@ class Rollout:
         found: dict[str, Tensor] = {}
         for place in reversed(range(length)):
             number, before = first + place, states[place].detach()
-            made = self._step(before, number, held)
+            outputs = self._run(before, number, held)
+            made = self._iteration.advance(before, outputs, number)
             parts = torch.autograd.grad(made, list(held.values()), reaching, allow_unused=True)
             for name, part in zip(held, parts, strict=True):
                 if part is not None:
                     found[name] = part if name not in found else found[name] + part
             if self._carried and place:
-                reaching = self._carry(before, number, held, reaching)
+                reaching = self._carry(before, number, outputs, reaching)
         return float(torch.sum(torch.square(error))) / power, found
 
-    def _carry(
-        self, state: Tensor, number: int, tensors: Mapping[str, Tensor], reaching: Tensor
-    ) -> Tensor:
+    def _carry(self, state: Tensor, number: int, outputs: Tensors, reaching: Tensor) -> Tensor:
         """Return what reaches the state in front of a run whose outputs are held."""
-        with torch.no_grad():
-            outputs = self._run(state, number, tensors)
+        still = {name: output.detach() for name, output in outputs.items()}
         leaf = state.clone().requires_grad_()
-        made = self._iteration.advance(leaf, outputs, number)
+        made = self._iteration.advance(leaf, still, number)
         (found,) = torch.autograd.grad(made, [leaf], reaching, allow_unused=True)
         return torch.zeros_like(state) if found is None else found
 

@@ -62,15 +62,8 @@ def learn(
         How many initializers are learned; 0 where that made nothing better.
     """
     assert context.reference is not None, "learning compares with the float model"
-    rates = allowed_rates(rates, context.recipe)
     graph, device = model.graph, context.device
-    parameters = Parameters(
-        find_weights(graph, context.float_weights),
-        find_activation_scales(graph, context.qparams),
-        find_biases(graph),
-        rates,
-        torch.device(device),
-    )
+    parameters = open_parameters(graph, context, rates)
     terms = find_terms(model, context.reference, outputs)
     if not parameters.leaves or not terms:
         return 0
@@ -138,7 +131,18 @@ def _stages(graph: ir.Graph, parameters: Parameters, terms: list[Term]) -> list[
     return found
 
 
-def allowed_rates(rates: Rates, recipe: Recipe) -> Rates:
+def open_parameters(graph: ir.Graph, context: Context, rates: Rates) -> Parameters:
+    """Return everything in the graph that may be learned; powers of two stay what they are."""
+    return Parameters(
+        find_weights(graph, context.float_weights),
+        find_activation_scales(graph, context.qparams),
+        find_biases(graph),
+        _allowed(rates, context.recipe),
+        torch.device(context.device),
+    )
+
+
+def _allowed(rates: Rates, recipe: Recipe) -> Rates:
     """Return the rates, those of scales that have to stay powers of two set to 0."""
     for role, field in (("weight", "scales"), ("activation", "activations")):
         changes = [dict(getattr(rule, role)).get("scale") for rule in recipe.rules]

@@ -10,11 +10,10 @@ from edgeq.errors import DataError
 from edgeq.feeds import input_specs
 from edgeq.graph import digest as model_digest
 from edgeq.learning.iteration import Iteration
-from edgeq.learning.learnable import find_activation_scales, find_biases, find_weights
 from edgeq.learning.parameters import Parameters
 from edgeq.learning.parameters import Rates as Rates
 from edgeq.learning.rollout import Rollout, surrogate
-from edgeq.learning.rounding import allowed_rates, follow
+from edgeq.learning.rounding import follow, open_parameters
 from edgeq.learning.training import reproducible, train
 from edgeq.passing import Context
 from edgeq.user_code import find_function
@@ -76,13 +75,7 @@ def learn(
     assert context.reference is not None, "learning compares with the float model"
     if not 1 <= length <= iteration.runs:
         raise DataError(f"groups of {length} runs: the iteration has {iteration.runs}")
-    parameters = Parameters(
-        find_weights(model.graph, context.float_weights),
-        find_activation_scales(model.graph, context.qparams),
-        find_biases(model.graph),
-        allowed_rates(rates, context.recipe),
-        torch.device(context.device),
-    )
+    parameters = open_parameters(model.graph, context, rates)
     if not parameters.leaves:
         return 0
     rollout = Rollout(model, context.reference, iteration, context.device, carried=carried)
@@ -110,7 +103,8 @@ def learn(
             parameters.keep_within_limits,
             iterations=iterations,
             checkpoint=context.checkpoint,
-            key=digest((STAGE, repr(options), *sources), {}),
+            # The float states stand for the iteration, which is code of the user's.
+            key=digest((STAGE, repr(options), *sources), {"states": groups.states.cpu().numpy()}),
             progress=lambda done: context.progress(STAGE, done, iterations),
         )
         after = rollout.end_error(held, _tensors(parameters))
