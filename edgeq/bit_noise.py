@@ -58,17 +58,18 @@ def noise_task(
 
     Args:
         model: The float model; not changed.
-        weights: Of the layer: the float ones, then the rounded ones that trials count from 0.
+        weights: Of the layer: the float ones, then the rounded ones that trials count from 0; none
+            where only what is read is rounded.
         biases: As many, (channels,), of the first of `operands`; None: it keeps its own.
         operands: Inputs of nodes that hold them: (name of the node, index).
-        reads: Inputs of nodes that read what is to be rounded in front of the layer.
+        reads: Inputs of nodes that read what is to be rounded, of one value or of several.
         trials: What to try.
         runs: From `float_runs`.
     """
     own = biases is None
     return {
         "model": np.frombuffer(to_bytes(_with_inputs(model, operands, reads, own)), np.uint8),
-        "weights": np.stack(weights),
+        **({"weights": np.stack(weights)} if weights else {}),
         "variant": np.array([0 if t.weight is None else 1 + t.weight for t in trials], np.int64),
         "rounded": np.array([t.x is not None for t in trials]),
         "scale": np.array([1.0 if t.x is None else t.x.scale for t in trials], np.float32),
@@ -123,7 +124,7 @@ def layer_noise(task: Arrays) -> dict[str, Array]:
         for number in range(count):
             variant = task["variant"][number]
             settings = {
-                "weight": task["weights"][variant],
+                **({"weight": task["weights"][variant]} if "weights" in task else {}),
                 **({"bias": task["biases"][variant]} if "biases" in task else {}),
                 **{n: task[n][number] for n in ("rounded", "scale", "zero_point", "last")},
             }
@@ -191,40 +192,44 @@ def _with_inputs(
     """Return the model with the layer's constants, and how its codes are, as inputs."""
     model = clone(model)
     nodes = {str(node.name): node for node in model.graph}
-    first, index = next(iter(operands))
-    old = nodes[first].inputs[index]
-    assert old is not None
-    weight = _input(model.graph, "weight", ir.DataType.FLOAT, old.shape)
-    for name, index in operands:
+    for place, (name, index) in enumerate(operands):
+        if place == 0:
+            old = nodes[name].inputs[index]
+            assert old is not None
+            weight = _input(model.graph, "weight", ir.DataType.FLOAT, old.shape)
         nodes[name].replace_input_with(index, weight)
     if not own_bias:
-        node = nodes[first]
+        node = nodes[next(iter(operands))[0]]
         bias = _input(model.graph, "bias", ir.DataType.FLOAT, ir.Shape(["channels"]))
         if len(node.inputs) < 3:
             node.resize_inputs(3)
         node.replace_input_with(2, bias)
     if reads:
-        _round_input(model.graph, [(nodes[name], index) for name, index in reads])
+        _round_reads(model.graph, [(nodes[name], index) for name, index in reads])
     remove_dead(model.graph)
     return model
 
 
-def _round_input(graph: ir.Graph, reads: Sequence[tuple[ir.Node, int]]) -> None:
+def _round_reads(graph: ir.Graph, reads: Sequence[tuple[ir.Node, int]]) -> None:
     """Let `reads` read rounded values where the input `rounded` says so."""
-    first, index = reads[0]
-    x = first.inputs[index]
-    assert x is not None
     scale = _input(graph, "scale", ir.DataType.FLOAT)
     zero_point, last = (_input(graph, n, ir.DataType.UINT8) for n in ("zero_point", "last"))
     rounded = _input(graph, "rounded", ir.DataType.BOOL)
-    editor = Editor(graph)
-    codes = editor.node("QuantizeLinear", [x, scale, zero_point], f"{x.name}_codes")
-    limited = editor.node("Min", [codes, last], f"{x.name}_limited")
-    real = editor.node("DequantizeLinear", [limited, scale, zero_point], f"{x.name}_rounded")
-    chosen = editor.node("Where", [rounded, real, x], f"{x.name}_chosen")
-    editor.insert_before(first, [codes, limited, real, chosen])
+    editor, chosen = Editor(graph), dict[ir.Value, ir.Value]()
     for node, index in reads:
-        node.replace_input_with(index, chosen)
+        x = node.inputs[index]
+        assert x is not None
+        if x not in chosen:
+            codes = editor.node("QuantizeLinear", [x, scale, zero_point], f"{x.name}_codes")
+            limited = editor.node("Min", [codes, last], f"{x.name}_limited")
+            real = editor.node("DequantizeLinear", [limited, scale, zero_point], f"{x.name}_real")
+            chosen[x] = editor.node("Where", [rounded, real, x], f"{x.name}_chosen")
+            made, maker = [codes, limited, real, chosen[x]], x.producer()
+            if maker is None:
+                editor.insert_first(made)
+            else:
+                editor.insert_after(maker, made)
+        node.replace_input_with(index, chosen[x])
 
 
 def _input(

@@ -20,15 +20,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgeq.code_plan import Group, plan_codes
-from edgeq.graph import consumers
+from edgeq.group_ranges import group_range, group_spec
 from edgeq.numerics.affine import QParams
-from edgeq.numerics.qtype import FORMATS
 from edgeq.numerics.scale import choose_qparams
-from edgeq.observe import choose_range
-from edgeq.passing import Context, Pass, node_names
-from edgeq.places import places_of_value
-from edgeq.recipe import QuantSpec
-from edgeq.roles import CLIPS
+from edgeq.passing import Context, Pass
 
 
 @dataclass(frozen=True)
@@ -62,26 +57,5 @@ def _decide(group: Group, role: str, context: Context) -> QParams:
     fixed = [context.qparams[v.name or ""] for v in group.values if v.name in context.qparams]
     if not group.residual and fixed and all(fixed[0].same_as(other) for other in fixed[1:]):
         return fixed[0]
-    assert context.calibration is not None
-    spec = _spec(group.values[0], role, context)
-    qtype = FORMATS[spec.qtype]
-    statistics = context.calibration.statistics
-    ranges = [choose_range(statistics[v.name or ""], spec, qtype) for v in group.values]
-    low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
-    return choose_qparams(low, high, spec)
-
-
-def _spec(value: ir.Value, role: str, context: Context) -> QuantSpec:
-    """Return the spec of the node that makes `value`; of its first reader, for a graph input."""
-    node = value.producer()
-    if node is not None and node.op_type in CLIPS:
-        source = node.inputs[0]
-        node = node if source is None else source.producer() or node
-    if node is None:
-        readers = consumers(value)
-        if not readers:
-            residual = role == "residual"
-            return context.recipe.residual if residual else context.recipe.activation
-        node = readers[0]
-    places = places_of_value(value)
-    return context.recipe.spec(role, node.op_type, node_names(node), places)
+    spec = group_spec(group, role, context)
+    return choose_qparams(*group_range(group, spec, context), spec)

@@ -65,7 +65,12 @@ def float_model(name):
     text, shapes = {"network": (NETWORK, NETWORK_WEIGHTS), "block": (BLOCK, BLOCK_WEIGHTS)}[name]
     rng = np.random.default_rng(4)
     arrays = {n: rng.normal(0, 0.4, s).astype(np.float32) for n, s in shapes.items()}
-    declared = ", ".join(_declared(n, a) for n, a in {**arrays, **CONSTANTS[name]}.items())
+    return parse(text, {**arrays, **CONSTANTS[name]})
+
+
+def parse(text, constants):
+    """Return the model of a text, its nodes named as what they make, and its initializers."""
+    declared = ", ".join(_declared(name, array) for name, array in constants.items())
     model = ir.from_onnx_text(text.replace(" {\n", f" <{declared}> {{\n", 1))
     for node in model.graph:
         node.name = node.outputs[0].name

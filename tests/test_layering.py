@@ -50,7 +50,7 @@ LAYERS = {
     "passing": "passing bit_formats bit_latency bit_layers bit_measure bit_search"
     " tasks noise_sources request request_names"
     " channel_sites channel_noise channel_units"
-    " proofs code_plan seen_values softmax_bias_form softmax_row_form",
+    " proofs code_plan group_ranges seen_values softmax_bias_form softmax_row_form",
     "learning": "learning learning.*",
     "tvm": "tvm tvm.*",
     "passes!": "passes passes.* targets targets.*",

@@ -63,6 +63,7 @@ EXACT_PASSES = (
 TESTED_BY_SAMPLES = {
     "align-scales": "test_equalize.py",
     "choose-qparams": "test_decisions.py",
+    "choose-ranges": "test_choose_ranges.py",
     "correct-bias": "test_correct_bias.py",
     "equalize": "test_equalize.py",
     "fold-softmax-bias": "test_fold_softmax_bias.py",
