@@ -5,9 +5,11 @@
 Compiles each case of the zoo with each recipe for `ort-cpu`, runs the bundle with ONNX Runtime over
 all evaluation data, and compiles the same quantized model for `tvm-x86-64`, whose check program
 compares 20 runs. Prints a Markdown table: metric, SQNR of the first output, bytes of the artifact,
-elements compared and differing on both. The figures of other tools with 4-bit weights and 8-bit
-activations are read from `peers.toml`; `peer_int4.py` measures them. Exit status 1 if a bit
-differs, a proof is missing where integers were promised, or a required value is not reached.
+elements compared and differing on both, and which noise is left: that of the weights, or that of
+the activations. Behind the table, what learning adds to `int8`. The figures of other tools with
+4-bit weights and 8-bit activations are read from `peers.toml`; `peer_int4.py` measures them. Exit
+status 1 if a bit differs, a proof is missing where integers were promised, or a required value is
+not reached.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,6 +35,7 @@ from benchmarks.cases import (
 )
 from benchmarks.devices import Cell, compare, read_case
 from benchmarks.peers import Figure, Required, Standing, read_standings
+from edgeq.read_report import read_report
 
 CASES = (
     "resnet20-cifar10",
@@ -42,12 +45,13 @@ CASES = (
     "ddpm-attn-mnist32",
 )
 RECIPES = ("int8", "w8a8-learned", "w4a8", "w4a6", "fp4a8", "mixed", "fp8")
+LEARNED, GAIN = "w8a8-learned", 1.0  # dB over int8, in the mean of the cases
 FLOAT = ("fp8",)  # float kernels: what is not proven is allowed, and TVM refuses them
 DEVICE = "tvm-x86-64"
 RUNS = 20
 HEAD = (
     "case", "recipe", "metric / SQNR (dB)", "bytes", "ort-cpu: differing / compared", "unproven",
-    f"{DEVICE}: differing / compared", "seconds", "required",
+    f"{DEVICE}: differing / compared", "noise: weights / activations", "seconds", "required",
 )  # fmt: skip
 
 
@@ -60,6 +64,7 @@ class Result:
         size: Bytes of the artifact.
         bits: Elements compared and differing in ONNX Runtime, with the nodes without a proof.
         compiled: The same on the device; None where the recipe is not for it.
+        noise: Which noise is left.
         seconds: Time of compiling.
         misses: What is not as it must be.
     """
@@ -68,6 +73,7 @@ class Result:
     size: int
     bits: tuple[int, int, int]
     compiled: Cell | None
+    noise: str
     seconds: float
     misses: tuple[str, ...]
 
@@ -99,9 +105,22 @@ def measure(case: ExportedCase, standing: Standing, recipe: str, folder: Path) -
         bundle.artifact.stat().st_size,
         (bundle.mismatches, bundle.compared, bundle.unproven),
         cell,
+        noise_left(folder),
         seconds,
         tuple(misses),
     )
+
+
+def noise_left(bundle: Path) -> str:
+    """Return the shares of the noise that weights and activations make, from the report.
+
+    Rounding that was learned against the noise of activations takes part of it out: then that of
+    the weights alone is more than all that is left.
+    """
+    noise = read_report(bundle / "report.json").noise
+    if noise is None or noise.share is None:
+        return "-"
+    return f"{noise.share:.0%} / {max(0.0, 1 - noise.share):.0%}"
 
 
 def on_device(case: ExportedCase, bundle: Path) -> Cell:
@@ -123,6 +142,7 @@ def row(standing: Standing, recipe: str, result: Result) -> list[str]:
         f"{differing} / {compared:,}",
         f"{unproven}",
         "-" if cell is None else f"{cell.differing} / {cell.compared:,}",
+        result.noise,
         f"{result.seconds:.0f}",
         "; ".join(result.misses) or "reached",
     ]
@@ -151,14 +171,18 @@ def peer_rows(standing: Standing) -> list[list[str]]:
 
 def run_case(
     case: ExportedCase, standing: Standing, recipes: Sequence[str], folder: Path, again: bool
-) -> int:
-    """Print the lines of a case; return how many of its requirements were missed."""
+) -> tuple[int, float | None]:
+    """Print the lines of a case.
+
+    Returns:
+        How many of its requirements were missed, and how many dB learning adds to `int8`.
+    """
     blank = ["-"] * (len(HEAD) - 3)
     value = amount(case.zoo.float_value, standing.unit, standing.decimals)
     print(line([standing.name, "float", value, f"{case.model.stat().st_size:,}", *blank[1:]]))
     for cells in peer_rows(standing):
         print(line(cells), flush=True)
-    missed = 0
+    missed, decibels = 0, dict[str, float | None]()
     for recipe in recipes:
         bundle = folder / recipe
         if again:
@@ -171,12 +195,23 @@ def run_case(
             print(line([standing.name, f"`{recipe}`", *blank, text]), flush=True)
             continue
         behind = behind_peers(standing, recipe, result.figure)
+        decibels[recipe] = result.figure.sqnr_db
         cells = row(standing, recipe, result)
         if behind:
             cells[-1] = "; ".join([*result.misses, *behind])
         missed += len(result.misses) + len(behind)
         print(line(cells), flush=True)
-    return missed
+    learned, plain = decibels.get(LEARNED), decibels.get("int8")
+    return missed, None if learned is None or plain is None else learned - plain
+
+
+def gain_is_enough(gains: Mapping[str, float]) -> bool:
+    """Print what learning adds to `int8`, by case; whether that is as much as is required."""
+    mean, least = sum(gains.values()) / len(gains), min(gains.values())
+    each = ", ".join(f"{name} {gain:+.2f}" for name, gain in gains.items())
+    print(f"\n`{LEARNED}` over `int8`, in dB: {each}; mean {mean:+.2f}", end="")
+    print(f" (required: {GAIN:+.2f}, and none below 0)")
+    return mean >= GAIN and least >= 0
 
 
 def main() -> int:
@@ -193,18 +228,23 @@ def main() -> int:
     unknown = set(given.cases) - set(standings)
     if unknown:
         parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(standings)}")
-    zoo, missed = load_zoo(given.zoo), 0
+    zoo, missed, gains = load_zoo(given.zoo), 0, dict[str, float]()
     folder = given.keep or Path(tempfile.mkdtemp(prefix="edgeq-low-bits-"))
     print(f"{line(list(HEAD))}\n{line(['---'] * len(HEAD))}", flush=True)
     try:
         for name in given.cases or CASES:
             case = export_case(zoo, name, folder / name)
-            missed += run_case(
-                case, standings[name], given.recipe or RECIPES, folder / name, given.keep is None
+            recipes = given.recipe or RECIPES
+            misses, gain = run_case(
+                case, standings[name], recipes, folder / name, given.keep is None
             )
+            missed += misses
+            gains |= {} if gain is None else {name: gain}
     finally:
         if given.keep is None:
             shutil.rmtree(folder)
+    if gains and not gain_is_enough(gains):
+        missed += 1
     return int(missed > 0)
 
 

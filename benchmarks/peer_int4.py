@@ -5,7 +5,7 @@
 
 Each tool needs an environment of its own, so this file imports neither edgeq nor another benchmark.
 The tools see the same calibration samples as edgeq; figures are taken over all evaluation data, and
-stand in `low_bits.toml` for `benchmarks.low_bits` to show beside edgeq's.
+stand in `peers.toml` for `benchmarks.low_bits` to show beside edgeq's.
 """
 
 import argparse
