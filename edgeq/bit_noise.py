@@ -28,7 +28,7 @@ Float32 = NDArray[np.float32]
 LOSSES = ("mse", "kl")
 
 _PREFIX = "edgeq."  # of the inputs that say how the layer is rounded
-_FEED, _REAL = "feed", "real"  # arrays of a task: `feed/0/image`, `real/0/logits`
+_FEED, REAL = "feed", "real"  # arrays of a task: `feed/0/image`, `real/0/logits`
 _LEAST = 1e-30
 
 
@@ -109,7 +109,7 @@ def float_runs(model: ir.Model, feeds: Sequence[Arrays]) -> dict[str, Array]:
     for place, feed in enumerate(feeds):
         arrays |= {f"{_FEED}/{place}/{name}": array for name, array in feed.items()}
         found = run(session, feed)
-        arrays |= {f"{_REAL}/{place}/{n}": array for n, array in found.items() if n in real}
+        arrays |= {f"{REAL}/{place}/{n}": array for n, array in found.items() if n in real}
     return arrays
 
 
@@ -118,7 +118,7 @@ def layer_noise(task: Arrays) -> dict[str, Array]:
     session = make_session(task["model"].tobytes())
     count = len(task["variant"])
     meters = [_Meter() for _ in range(count)]
-    feeds, reals = _places(task, _FEED), _places(task, _REAL)
+    feeds, reals = _places(task, _FEED), _places(task, REAL)
     known = {str(given.name) for given in session.get_inputs()}
     for feed, real in zip(feeds, reals, strict=True):
         for number in range(count):

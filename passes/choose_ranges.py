@@ -21,7 +21,7 @@ from itertools import islice
 
 import onnx_ir as ir
 
-from edgeq.bit_noise import Array, Trial, float_runs, layer_noise, noise_task
+from edgeq.bit_noise import REAL, Array, Trial, float_runs, layer_noise, noise_task
 from edgeq.calibrate import as_float, batches, joined
 from edgeq.code_plan import Group, plan_codes
 from edgeq.errors import RecipeError
@@ -42,10 +42,13 @@ class ChooseRanges(Pass):
     Attributes:
         steps: How many steps t takes from 0 to 1.
         samples: At most so many calibration samples take part.
+        elements: So many elements of outputs are enough: a classifier's scores are few, a batch of
+            images or of tokens is not.
     """
 
     steps: int = 3
     samples: int = 128
+    elements: int = 4096
 
     def __post_init__(self) -> None:
         """Refuse options that mean nothing.
@@ -53,11 +56,9 @@ class ChooseRanges(Pass):
         Raises:
             RecipeError: One of them does.
         """
-        for key in ("steps", "samples"):
+        for key in ("steps", "samples", "elements"):
             if getattr(self, key) < 1:
-                raise RecipeError(
-                    f"choose-ranges: {key} is {getattr(self, key)}; give at least 1"
-                )
+                raise RecipeError(f"choose-ranges: {key} is {getattr(self, key)}; give at least 1")
 
     def run(self, model: ir.Model, context: Context) -> int:
         """Fill `context.qparams`; return for how many tensors another range is better."""
@@ -67,9 +68,7 @@ class ChooseRanges(Pass):
         open_ = [(group, tried) for group, tried in found if len(tried) > 1]
         if not open_:
             return 0
-        size = BATCH if keeps_samples_apart(reference.graph) else 1
-        feeds = batches(islice(context.samples, self.samples), size)
-        runs = float_runs(reference, [as_float(reference, joined(some)) for some in feeds])
+        runs = self._runs(reference, context)
         tasks = [_task(reference, group, tried, runs) for group, tried in open_]
         results = run_tasks(layer_noise, tasks, context, "choose ranges")
         before = after = 0.0
@@ -85,6 +84,15 @@ class ChooseRanges(Pass):
             f" rounding each alone, added up: {_decibels(before)}, now {_decibels(after)}",
         ))  # fmt: skip
         return changed
+
+    def _runs(self, reference: ir.Model, context: Context) -> dict[str, Array]:
+        """Return what the float model is fed, and what it makes of it."""
+        first = float_runs(reference, [as_float(reference, next(iter(context.samples)))])
+        made = sum(array.size for name, array in first.items() if name.startswith(REAL))
+        count = min(self.samples, max(BATCH, -(-self.elements // max(made, 1))))
+        size = BATCH if keeps_samples_apart(reference.graph) else 1
+        feeds = batches(islice(context.samples, count), size)
+        return float_runs(reference, [as_float(reference, joined(some)) for some in feeds])
 
     def _candidates(self, group: Group, context: Context) -> list[QParams]:
         """Return the parameters to try, each once, that of the observer first."""

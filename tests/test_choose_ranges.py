@@ -1,5 +1,7 @@
 """choose-ranges: what the outputs make of an error decides what is clipped."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -123,7 +125,15 @@ def test_samples_are_the_first_ones():
     assert chosen(context, model, samples=5)[0] == 0
 
 
-@pytest.mark.parametrize("option", ["steps", "samples"])
+def test_outputs_of_many_elements_take_fewer_samples():
+    """Three scores for each: with 16 samples, the least number, the last one is not looked at."""
+    model, context = with_an_outlier(read=10.0)
+    context.samples.append(context.samples.pop(5))
+    few, many = (chosen(replace(context, qparams={}), model, elements=n)[0] for n in (48, 72))
+    assert (few, many) == (0, 1)
+
+
+@pytest.mark.parametrize("option", ["steps", "samples", "elements"])
 def test_options_that_mean_nothing_are_refused(option):
     (step,) = parse_steps(f"choose-ranges{{{option}=0}}")
     with pytest.raises(RecipeError, match=f"{option} is 0; give at least 1"):
