@@ -1,8 +1,6 @@
 """fold-softmax-bias: what it writes, that bits are equal everywhere, and that nothing leaks."""
 
 import tracemalloc
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,195 +8,36 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from edgeq.buckets import Buckets
-from edgeq.calibrate import Calibration
 from edgeq.certify import certify
 from edgeq.cli import app
 from edgeq.errors import RecipeError
-from edgeq.graph import clone, constant, to_bytes, to_text
-from edgeq.numerics.affine import QParams
-from edgeq.numerics.qtype import QTYPES
+from edgeq.graph import constant, to_bytes
 from edgeq.onnx_api import infer_shapes
-from edgeq.passing import Context, run_pipeline
-from edgeq.qdq import REAL_NAME
-from edgeq.recipe import load_recipe
+from edgeq.passing import run_pipeline
 from edgeq.simulate import Simulator
 from edgeq.softmax_bias import softmax
+from tests.attended import (
+    CASES,
+    PASS,
+    SCALES,
+    WIDTH,
+    Array,
+    Case,
+    D,
+    Feeds,
+    as_codes,
+    corrected,
+    kinds,
+    prepared,
+    quantized,
+    reference,
+    samples,
+    sqnr,
+)
 from tests.test_exact_softmax import TARGET, everywhere
-
-PASS = "fold-softmax-bias"
-Array = NDArray[Any]
-Feeds = dict[str, Array]
-D, WIDTH = 6, 5
-# Few steps for a row of probabilities: most of them round to 0 or 1.
-SCALES = {"q": (0.02, 121), "k": (0.02, 130), "v": (0.02, 90), "p": (1 / 25, 0), "y": (0.012, 90)}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A float attention between `q`, `k`, `v` of two heads.
-
-    Attributes:
-        nodes: From the scores `s` to the Softmax's input `x`.
-        inputs: Further inputs.
-        guard: Behind the softmax `r`, which then is not `p`.
-        scales: In place of those above.
-        lead: The axes in front of rows and keys.
-    """
-
-    nodes: str = "x = Mul(s, c)"
-    inputs: str = ""
-    guard: str = ""
-    scales: dict[str, tuple[float, int]] = field(default_factory=dict)
-    lead: str = "B,2,"
-
-
-COUNT = "n = Shape<start = -2, end = -1>(q) l = Squeeze(n) keys = Range(i0, l, i1)"
-CAUSAL = f"{COUNT} rows = Unsqueeze(keys, v1) m = LessOrEqual(keys, rows)"
-PADDED = "bool[B,1,1,L] pad"
-CASES = {
-    "none": Case(),
-    "one head": Case(lead="B,1,"),
-    "no heads": Case(lead="B,"),
-    "causal": Case(f"{CAUSAL} x = Where(m, s, low)"),
-    "causal, added": Case(f"{CAUSAL} b = Where(m, zero, low) x = Add(s, b)"),
-    "chosen": Case("x = Where(keep, s, low)", "bool[1,1,L,L] keep"),
-    "chosen where not": Case("x = Where(hide, low, s)", "bool[1,1,L,L] hide"),
-    "padded": Case("x = Where(pad, s, low)", PADDED),
-    "causal and padded": Case(f"{CAUSAL} t = Where(m, s, low) x = Where(pad, t, low)", PADDED),
-    "an added input": Case("x = Add(s, bias)", "float[1,1,L,L] bias"),
-    "guarded": Case(
-        "x = Where(keep, s, infinity)",
-        "bool[1,1,L,L] keep",
-        "nan = IsNaN(r) p = Where(nan, zero, r)",
-    ),
-}
-
-
-def reference(case: Case) -> ir.Model:
-    softmax_nodes = f"r = Softmax(x) {case.guard}" if case.guard else "p = Softmax(x)"
-    more = f", {case.inputs}" if case.inputs else ""
-    model = ir.from_onnx_text(
-        f"""<ir_version: 10, opset_import: ["": 21]>
-        g (float[{case.lead}L,{D}] q, float[{case.lead}{D},L] k,
-           float[{case.lead}L,{WIDTH}] v{more}) => (float[{case.lead}L,{WIDTH}] y)
-        <float c = {{0.7}}, float low = {{-1e9}}, float infinity = {{-inf}}, float zero = {{0}},
-         int64 i0 = {{0}}, int64 i1 = {{1}}, int64[1] v1 = {{1}}>
-        {{ s = MatMul(q, k) {case.nodes} {softmax_nodes} y = MatMul(p, v) }}"""
-    )
-    infer_shapes(model)
-    for node in model.graph:
-        node.name = node.outputs[0].name
-    return model
-
-
-def samples(
-    case: Case, length: int = 37, count: int = 6, batch: int = 2, spread: float = 1.2
-) -> list[Feeds]:
-    """Return feeds whose scores are nearly flat, and values with a mean."""
-    random = np.random.default_rng(5)
-    sizes = {"B": batch, "L": length}
-    shape = [int(s) if s.isdecimal() else sizes[s] for s in case.lead.split(",") if s]
-    found = []
-    for _ in range(count):
-        feeds: Feeds = {
-            "q": random.normal(size=(*shape, length, D)) * spread,
-            "k": random.normal(size=(*shape, D, length)) * spread,
-            "v": random.normal(size=(*shape, length, WIDTH)) * 0.4 + random.uniform(-0.5, 1, WIDTH),
-        }
-        keep = np.asarray(random.random((1, 1, length, length)) < 0.7)
-        keep[..., 0] = True
-        keep[..., 4:5, :] = False  # a row that is hidden whole
-        pad = np.arange(length) < random.integers(length // 2, length, (batch, 1, 1, 1))
-        bias = np.where(keep, random.normal(size=keep.shape) * 0.1, -1e9)
-        masks = {"keep": keep, "hide": ~keep, "pad": pad, "bias": bias}
-        names = [text.split()[-1] for text in case.inputs.split(", ") if text]
-        feeds |= {name: masks[name] for name in names}
-        found.append({n: a if a.dtype == bool else a.astype(np.float32) for n, a in feeds.items()})
-    return found
-
-
-def prepared(
-    case: Case, feeds: Sequence[Feeds], *, buckets: Buckets | None = None
-) -> tuple[ir.Model, Context]:
-    """Return the quantized model in front of the pass."""
-    given = reference(case)
-    return quantized(given, feeds, {**SCALES, **case.scales}, buckets)
-
-
-def quantized(
-    given: ir.Model,
-    feeds: Sequence[Feeds],
-    scales: dict[str, tuple[float, int]],
-    buckets: Buckets | None = None,
-    passes: str = "insert-qdq, exact-softmax",
-) -> tuple[ir.Model, Context]:
-    model: Any = clone(given)
-    samples: Any = feeds
-    qparams = {name: u8(*numbers) for name, numbers in scales.items()}
-    context = Context(
-        load_recipe("int8", {}),
-        TARGET.capabilities,
-        samples,
-        calibration=Calibration({}, len(feeds), "", buckets=buckets),
-        reference=given,
-        qparams=qparams,
-        max_dim=256,
-    )
-    run_pipeline(passes, model, context)
-    infer_shapes(model)
-    return model, context
-
-
-def corrected(case: Case, feeds: Sequence[Feeds], options: str = "") -> tuple[ir.Model, Context]:
-    model, context = prepared(case, feeds)
-    run_pipeline(f"{PASS}{{{options}}}" if options else PASS, model, context)
-    infer_shapes(model)
-    return model, context
-
-
-def kinds(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
-
-
-def u8(scale: float, zero_point: int) -> QParams:
-    return QParams(QTYPES["uint8"], np.array(scale, np.float32), np.array(zero_point, np.int32))
-
-
-def as_codes(feeds: Feeds, names: str) -> list[Array]:
-    """Return what the codes of some inputs stand for, float64."""
-    return [u8(*SCALES[n]).fake_quantize(feeds[n]).astype(np.float64) for n in names]
-
-
-def ideal(case: Case, feeds: Feeds) -> tuple[Array, Array]:
-    """Return the result for the codes of q, k and v in float64, and which rows see something."""
-    q, k, v = as_codes(feeds, "qkv")
-    scores = q @ k * (0.7 if "Mul(s" in case.nodes else 1)
-    kept: Array = np.ones(scores.shape, bool)
-    if "keys" in case.nodes:
-        kept &= np.tril(np.ones(scores.shape[-2:], bool))
-    for name, flip in (("keep", False), ("hide", True), ("pad", False)):
-        if name in feeds:
-            kept &= feeds[name] ^ flip
-    if "bias" in feeds:
-        kept &= feeds["bias"] > -1e4
-        scores = scores + np.where(feeds["bias"] > -1e4, feeds["bias"], 0)
-    return softmax(scores, kept) @ v, np.any(kept, -1)
-
-
-def sqnr(case: Case, model: ir.Model, feeds: Sequence[Feeds]) -> float:
-    """Return the SQNR of the result over rows that see something."""
-    simulator, signal, noise = Simulator(model), 0.0, 0.0
-    for feed in feeds:
-        wanted, seen = ideal(case, feed)
-        (found,) = simulator.run(feed).values()
-        error = (found - wanted)[seen]
-        signal, noise = signal + float((wanted[seen] ** 2).sum()), noise + float((error**2).sum())
-    return 10 * float(np.log10(signal / noise))
-
 
 # -- what is written -------------------------------------------------------------------------------
 
@@ -275,157 +114,6 @@ def test_a_row_that_is_hidden_whole_is_left_as_it_is() -> None:
         (plain,), (found,) = (Simulator(m).run(feeds[0]).values() for m in (before, model))
         assert np.array_equal(plain[:, :, 4], found[:, :, 4])
         assert not np.array_equal(plain, found)
-
-
-# -- a scale for each row --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", ["row", "row+beta"])
-@pytest.mark.parametrize("name", CASES)
-def test_rows_have_equal_bits_everywhere_and_are_nearer_to_float(name: str, form: str) -> None:
-    case = CASES[name]
-    feeds = samples(case)
-    before, _ = prepared(case, feeds)
-    model, context = corrected(case, feeds, f"form={form}")
-    assert certify(model, TARGET.capabilities, 256).unproven == ()
-    for length in (1, 2, 37, 61):
-        everywhere(model, samples(case, length, 1)[0])
-    (row,) = context.softmax_rows
-    assert row.form == form and abs(row.row_sum_before - 1) > 0.02 > abs(row.row_sum_after - 1)
-    assert row.row_sum_after == 1 or form == "row"
-    fresh = samples(case, 41, 3)
-    gained = sqnr(case, model, fresh) - sqnr(case, before, fresh)
-    assert gained > 10
-    assert row.sqnr_after_db is not None and row.sqnr_before_db is not None
-    if "LessOrEqual" not in case.nodes:  # first rows of causal ones leave the range of the result
-        assert row.sqnr_after_db - row.sqnr_before_db == pytest.approx(gained, abs=1.5)
-
-
-def behind_terms(model: ir.Model) -> list[str]:
-    """Return the nodes behind the sum of the terms, one in a line."""
-    lines = to_text(model).splitlines()
-    first = next(number for number, line in enumerate(lines) if "= ReduceSum" in line)
-    nodes = [line.partition("] ")[2] for line in lines[first:] if "= " in line]
-    return [line.replace("y_replaced_", "") for line in nodes]
-
-
-BEFORE = """\
-p_sum = ReduceSum <keepdims: int = 1> (p_terms, p_integers)
-p_scales = Mul (p_sum, p_scale_1)
-p_row_scales = Reshape (p_scales, p_integers)
-p_shape = Shape (p_terms)
-p_length = Slice (p_shape, p_integers, p_integers_1)
-p_matrix = Concat <axis: int = 0> (p_integers, p_length)
-p_rows = Reshape (p_terms, p_matrix)
-p_row_codes = QuantizeLinear <axis: int = 0, output_dtype: int = 2> (p_rows, p_row_scales)
-p_q = Reshape (p_row_codes, p_shape)
-v_dq = DequantizeLinear (v_q, v_scale, v_zero_point)
-p_dq = DequantizeLinear (p_q, p_scale, p_zero_point)
-y_replaced = MatMul (p_dq, v_dq)
-y_q = QuantizeLinear (y_replaced, y_scale, y_zero_point)
-y = DequantizeLinear (y_q, y_scale, y_zero_point)"""
-ROW = """\
-p_sum = ReduceSum <keepdims: int = 1> (p_terms, p_integers)
-quantizelinear = QuantizeLinear (p_terms, constant_1, constant)
-matmulinteger = MatMulInteger (quantizelinear, v_q, constant, constant_2)
-cast = Cast <to: int = 1> (matmulinteger)
-div = Div (cast, p_sum)
-y_q = QuantizeLinear (div, constant_3, constant_2)
-y = DequantizeLinear (y_q, y_scale, y_zero_point)"""
-CAUSAL_ROW_AND_BETA = """\
-p_sum = ReduceSum <keepdims: int = 1> (p_terms, p_integers)
-quantizelinear = QuantizeLinear (p_terms, constant_1, constant)
-matmulinteger = MatMulInteger (quantizelinear, v_q, constant, constant_2)
-cast = Cast <to: int = 1> (matmulinteger)
-cast_1 = Cast <to: int = 1> (quantizelinear)
-reducesum = ReduceSum <keepdims: int = 1> (cast_1, constant_3)
-div = Div (p_sum, constant_1)
-sub = Sub (div, reducesum)
-cast_2 = Cast <to: int = 2> (m)
-cast_3 = Cast <to: int = 1> (cast_2)
-reducesum_1 = ReduceSum <keepdims: int = 1> (cast_3, constant_3)
-max = Max (reducesum_1, constant_4)
-div_1 = Div (sub, max)
-cast_4 = Cast <to: int = 6> (v_q)
-sub_1 = Sub (cast_4, constant_5)
-cumsum = CumSum (sub_1, constant_6)
-cast_5 = Cast <to: int = 1> (cumsum)
-mul = Mul (cast_5, div_1)
-add = Add (cast, mul)
-div_2 = Div (add, p_sum)
-y_q = QuantizeLinear (div_2, constant_7, constant_2)
-y = DequantizeLinear (y_q, y_scale, y_zero_point)"""
-PADDED_ROW_AND_BETA = (
-    CAUSAL_ROW_AND_BETA.replace("(m)", "(pad)")
-    .replace(
-        """\
-cast_4 = Cast <to: int = 6> (v_q)
-sub_1 = Sub (cast_4, constant_5)
-cumsum = CumSum (sub_1, constant_6)
-cast_5 = Cast <to: int = 1> (cumsum)
-mul = Mul (cast_5, div_1)""",
-        """\
-matmulinteger_1 = MatMulInteger (cast_2, v_q, constant, constant_2)
-cast_4 = Cast <to: int = 1> (matmulinteger_1)
-mul = Mul (cast_4, div_1)""",
-    )
-    .replace("constant_7", "constant_5")
-)
-
-
-@pytest.mark.parametrize(
-    ("name", "form", "after"),
-    [
-        ("none", "row", ROW),
-        ("causal", "row", ROW),
-        ("padded", "row", ROW),
-        ("causal", "row+beta", CAUSAL_ROW_AND_BETA),
-        ("padded", "row+beta", PADDED_ROW_AND_BETA),
-    ],
-)
-def test_what_is_written_behind_the_terms(name: str, form: str, after: str) -> None:
-    case = CASES[name]
-    feeds = samples(case)
-    before, _ = prepared(case, feeds)
-    model, _ = corrected(case, feeds, f"form={form}")
-    assert behind_terms(before) == BEFORE.splitlines()
-    assert behind_terms(model) == after.splitlines()
-
-
-def test_an_open_length_is_counted_without_the_codes_that_are_gone() -> None:
-    case = CASES["none"]
-    model, _ = corrected(case, samples(case), "form=row+beta")
-    assert kinds(model).count("Shape") == 1 and "Concat" not in kinds(model)
-
-
-def test_rows_take_the_place_of_codes_with_one_scale() -> None:
-    """The report shows no figures in steps of a scale that is gone."""
-    case = CASES["none"]
-    feeds = samples(case)
-    model, context = corrected(case, feeds, "gain=2")
-    assert context.softmax_rows[0].form == "row"
-    assert kinds(model).count("MatMulInteger") == 2 and "MatMul" not in kinds(model)
-    codes = {v.metadata_props.get(REAL_NAME) for node in model.graph for v in node.outputs}
-    assert "p" in codes and "p" not in context.qparams
-
-
-@pytest.mark.parametrize("name", ["chosen", "guarded"])
-@pytest.mark.parametrize("form", ["row", "row+beta"])
-def test_a_row_that_sees_nothing_is_uniform_or_zero(name: str, form: str) -> None:
-    case = CASES[name]
-    feeds = samples(case)
-    model, _ = corrected(case, feeds, f"form={form}")
-    (found,) = Simulator(model).run(feeds[0]).values()
-    (v,) = as_codes(feeds[0], "v")
-    wanted = v.mean(-2) if name == "chosen" else np.zeros_like(v[..., 0, :])
-    assert np.abs(found[:, :, 4] - wanted).max() <= SCALES["y"][0] / 2 + 1e-6
-
-
-def test_what_costs_more_than_rows_must_win_more() -> None:
-    case = CASES["none"]
-    for gain, form in (("0.25", "row+beta"), ("2", "row"), ("99", "row")):
-        _, context = corrected(case, samples(case), f"gain={gain}")
-        assert context.softmax_rows[0].form == form
 
 
 # -- memory and time -------------------------------------------------------------------------------
