@@ -3,7 +3,8 @@
     state -> feeds(state, n) -> the graph -> advance(state, outputs, n) -> the next state
 
 A diffusion model is told the timestep and predicts noise, of which a scheduler makes the next
-sample (`edgeq.diffusion.iteration`); a recurrent one is fed its own output (`Feedback`).
+sample (`edgeq.diffusion.iteration`); a recurrent one is fed its own output (`Feedback`), a language
+model the token that it chose (`edgeq.learning.decoding`).
 """
 
 from collections.abc import Callable, Mapping
