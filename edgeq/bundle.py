@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.check_folder import CheckError, altered_files, inside
+from edgeq.check_folder import CheckError, altered_files, inside, read_manifest
 from edgeq.errors import BundleError
 from edgeq.golden import GoldenVectors
 from edgeq.manifest import Manifest, VersionRange, load_manifest
@@ -134,7 +134,7 @@ def open_bundle(path: str | os.PathLike[str], *, digests: bool = True) -> Bundle
     """
     folder = Path(path)
     manifest = load_manifest(folder)
-    altered = altered_files(folder, {"files": manifest.files}) if digests else ()
+    altered = altered_files(folder, read_manifest(folder)) if digests else ()
     if altered:
         raise BundleError(f"{folder}: altered or missing: {', '.join(altered)}; compile it again")
     return Bundle(folder, manifest)

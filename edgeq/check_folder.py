@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+OLDEST_VERSION = 1  # its manifests hold no digest of themselves
+UNSEALED = "0" * 64  # where a manifest's own sha256 stands, while it is computed
 MANIFEST_LIMIT = 2**26  # bytes; refuse to parse anything longer
 ARRAYS_LIMIT = 2**32  # bytes of one .npz, unpacked
 FEEDS_LIMIT = 2**16
@@ -39,7 +41,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         CheckError: It is missing, too long, not JSON, of another schema, or names a path outside.
     """
-    path = folder / "manifest.json"
+    path = inside(folder, "manifest.json")
     if not path.is_file():
         raise CheckError(f"{folder}: not a bundle: it has no manifest.json")
     if path.stat().st_size > MANIFEST_LIMIT:
@@ -48,10 +50,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        raise CheckError(f"{path}: not a manifest of schema_version {SCHEMA_VERSION}")
+    if not isinstance(manifest, dict):
+        raise CheckError(f"{path}: not a manifest: it has no schema_version")
+    _check_version(path, manifest.get("schema_version"))
     kinds = {"artifact": str, "target": str, "files": dict, "session_options": dict}
     kinds |= {"inputs": list, "outputs": list, "versions": dict, "golden": dict, "runtime": dict}
+    if manifest["schema_version"] > OLDEST_VERSION:
+        kinds["sha256"] = str
     for key, kind in kinds.items():
         if not isinstance(manifest.get(key), kind):
             raise CheckError(f"{path}: {key!r} is missing or not a {kind.__name__}")
@@ -60,6 +65,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest["artifact"] not in manifest["files"]:
         raise CheckError(f"{path}: the artifact {manifest['artifact']!r} has no digest")
     return manifest
+
+
+def _check_version(path: Path, version: object) -> None:
+    known = f"{OLDEST_VERSION} to {SCHEMA_VERSION}"
+    if type(version) is not int or version < OLDEST_VERSION:
+        raise CheckError(f"{path}: not a manifest: its schema_version is {version!r}, not {known}")
+    if version > SCHEMA_VERSION:
+        raise CheckError(
+            f"{path}: schema_version {version} is newer than those that this check reads, {known}:"
+            " use the edgeq that wrote it, or a newer one"
+        )
+
+
+def seal(text: str) -> str:
+    """Return the text of a manifest with its own sha256 in place of the last `UNSEALED` in it."""
+    head, found, tail = text.rpartition(UNSEALED)
+    assert found, "the text has no place for the digest"
+    return head + hashlib.sha256(text.encode()).hexdigest() + tail
+
+
+def _is_sealed(path: Path, digest: str) -> bool:
+    """Whether a manifest is, to the bit, the one that was sealed with `digest`."""
+    if len(digest) != len(UNSEALED) or not digest.isascii():
+        return False
+    head, _, tail = path.read_bytes().rpartition(digest.encode())
+    return hashlib.sha256(head + UNSEALED.encode() + tail).hexdigest() == digest
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -79,8 +110,14 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def altered_files(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the files of the manifest that are missing, or whose sha256 is another."""
+    """Return the files that are missing, or whose sha256 is another; the manifest is one of them.
+
+    Manifests of the oldest schema have no digest, and are taken as they are.
+    """
     altered = []
+    if manifest["schema_version"] > OLDEST_VERSION:
+        path = inside(folder, "manifest.json")
+        altered += [] if _is_sealed(path, manifest["sha256"]) else [path.name]
     for name, digest in sorted(manifest["files"].items()):
         path = inside(folder, name)
         if not path.is_file():

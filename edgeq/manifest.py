@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from edgeq.check_folder import SCHEMA_VERSION, CheckError, read_manifest
+from edgeq.check_folder import SCHEMA_VERSION, UNSEALED, CheckError, read_manifest, seal
 from edgeq.errors import BundleError
 from edgeq.longest import MAX_DIM
 from edgeq.request import Json
@@ -185,8 +185,9 @@ class Manifest:
             "golden": {"feeds": self.feeds, "scalars": list(self.scalars)},
             "taps": [vars(tap) for tap in self.taps],
             "files": dict(sorted(self.files.items())),
+            "sha256": UNSEALED,
         }
-        return json.dumps(entry, indent=2, ensure_ascii=True) + "\n"
+        return seal(json.dumps(entry, indent=2, ensure_ascii=True) + "\n")
 
 
 def load_manifest(folder: Path) -> Manifest:

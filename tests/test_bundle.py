@@ -57,7 +57,7 @@ def test_a_bundle_holds_these_files(bundle):
     assert set(found) == FILES
     manifest = json.loads(found["manifest.json"])
     assert set(manifest["files"]) == FILES - {"manifest.json"}
-    assert manifest["schema_version"] == 1 and manifest["artifact"] == "model.onnx"
+    assert manifest["schema_version"] == 2 and manifest["artifact"] == "model.onnx"
     assert manifest["session_options"] == {"session.x64quantprecision": "1"}
     assert manifest["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 2, 5, 5]}]
 

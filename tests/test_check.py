@@ -15,6 +15,7 @@ import edgeq
 from edgeq.check_folder import CheckError, MismatchError
 from edgeq.check_session import extra_outputs, version_notes
 from edgeq.golden import npz_bytes
+from tests.manifests import rewrite_manifest
 
 
 def load(path):
@@ -26,11 +27,6 @@ def run(bundle, *arguments):
     """Run check.py isolated: neither the folder, nor PYTHONPATH, nor edgeq can be imported."""
     command = [sys.executable, "-I", str(bundle.path / "check.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=60)
-
-
-def rewrite_manifest(bundle, **changes):
-    path = bundle.path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_a_whole_bundle_passes_without_edgeq(bundle):
@@ -93,7 +89,7 @@ def refresh(bundle, name):
 
     manifest = json.loads((bundle.path / "manifest.json").read_text())
     manifest["files"][name] = hashlib.sha256((bundle.path / name).read_bytes()).hexdigest()
-    rewrite_manifest(bundle, files=manifest["files"])
+    rewrite_manifest(bundle.path, files=manifest["files"])
 
 
 def test_one_differing_bit_is_named_with_index_and_both_values(bundle):
@@ -137,14 +133,16 @@ def test_a_tap_that_differs_is_named_only_with_taps(bundle):
 
 
 def test_the_missing_session_option_is_named(bundle):
-    rewrite_manifest(bundle, session_options={})
+    rewrite_manifest(bundle.path, session_options={})
     found = run(bundle, "--json")
     if os.uname().machine == "x86_64":
         assert "session.x64quantprecision=1" in json.loads(found.stdout)["notes"][0]
 
 
 def test_untested_versions_are_refused_unless_allowed(bundle):
-    rewrite_manifest(bundle, runtime={"name": "onnxruntime", "at_least": "9.0", "below": "9.1"})
+    rewrite_manifest(
+        bundle.path, runtime={"name": "onnxruntime", "at_least": "9.0", "below": "9.1"}
+    )
     found = run(bundle)
     assert found.returncode == 2 and "--any-version" in found.stderr and found.stdout == ""
     found = run(bundle, "--any-version")
@@ -170,8 +168,10 @@ def test_version_ranges(version, tested):
     [
         ("not JSON", "{", "not valid JSON"),
         ("not an object", "[]", "schema_version"),
-        ("another schema", '{"schema_version": 99}', "schema_version"),
+        ("a newer schema", '{"schema_version": 99}', "schema_version 99 is newer"),
+        ("no schema", '{"schema_version": true}', "schema_version is True"),
         ("keys missing", '{"schema_version": 1}', "'artifact' is missing"),
+        ("keys missing, now", '{"schema_version": 2}', "'artifact' is missing"),
         ("deep", "[" * 100_000, "not valid JSON"),
     ],
 )
@@ -196,7 +196,7 @@ def test_manifests_that_are_none(bundle, rule, text, says):
 )
 def test_manifests_that_do_not_fit_the_bundle(bundle, tmp_path, key, value):
     evaluation(tmp_path / "e.npz")
-    rewrite_manifest(bundle, **{key: value})
+    rewrite_manifest(bundle.path, **{key: value})
     found = run(bundle, "--taps", "--evaluation", str(tmp_path / "e.npz"), "--metric", "top1")
     assert found.returncode == 2 and found.stderr.startswith("error: "), found.stderr
     assert found.stderr.count("\n") == 1 and found.stdout == ""
@@ -207,7 +207,7 @@ def test_manifests_that_do_not_fit_the_bundle(bundle, tmp_path, key, value):
 )
 def test_paths_that_leave_the_bundle_are_refused(bundle, path):
     manifest = json.loads((bundle.path / "manifest.json").read_text())
-    rewrite_manifest(bundle, files=manifest["files"] | {path: "00"})
+    rewrite_manifest(bundle.path, files=manifest["files"] | {path: "00"})
     found = run(bundle)
     assert found.returncode == 2 and "leaves the bundle" in found.stderr
 

@@ -1,6 +1,5 @@
 """One bundle gives the same bits on every CPU, or is refused there: checked on emulated CPUs."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from benchmarks.cpus import check_on, make_bundle
 from benchmarks.emulation import installed, python_on
 from edgeq.cpus import CPUS
 from edgeq.predicted_check import predict_check
+from tests.manifests import rewrite_manifest
 
 EMULATED = [cpu.name for cpu in CPUS.values() if cpu.emulated]
 RUNS = 12  # golden inputs: emulation is a hundred times slower
@@ -53,9 +53,7 @@ def test_a_bit_that_differs_there_is_found(digits: Path, tmp_path: Path) -> None
     """The planted fault: without the precision option, products saturate on AVX2 alone."""
     copy = tmp_path / "bundle"
     shutil.copytree(digits, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["session_options"].pop("session.x64quantprecision")
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    rewrite_manifest(copy, session_options={})
     there = check_on(CPUS["x86-64-avx2"], copy, RUNS)
     predicted = predict_check(copy, "x86-64-avx2", runs=RUNS)
     assert there.differing > 0 and predicted.mismatches > 0
