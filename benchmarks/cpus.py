@@ -55,14 +55,22 @@ class Cell:
         return f"{self.differing} / {self.compared:,}"
 
 
-def check_on(cpu: Cpu, bundle: Path, runs: int | None = None, cache: Path = CACHE) -> Cell:
-    """Check a bundle on a CPU, as its own `check.py` does."""
+def check_on(
+    cpu: Cpu,
+    bundle: Path,
+    runs: int | None = None,
+    cache: Path = CACHE,
+    *,
+    any_cpu: bool = False,
+) -> Cell:
+    """Check a bundle on a CPU, as its own `check.py` does; with `any_cpu` also what it refuses."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         script = Path(scratch) / "check.py"
         script.write_bytes(standalone_check())
         options = ["--bundle", str(bundle.absolute()), "--taps", "--repeat", "1", "--json"]
         options += [] if runs is None else ["--runs", str(runs)]
+        options += ["--any-cpu"] if any_cpu else []
         found = run_python(cpu, [str(script), *options], cache)
     seconds = time.perf_counter() - start
     if found.returncode not in (0, 1):

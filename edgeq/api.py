@@ -109,7 +109,9 @@ def check(
     metric: str | None = None,
     threads: int = 1,
     repeat: int | None = None,
+    runs: int | None = None,
     any_version: bool = False,
+    any_cpu: bool = False,
     runner: str | None = None,
     ssh: str | None = None,
 ) -> CheckResult:
@@ -127,7 +129,9 @@ def check(
         metric=metric,
         threads=threads,
         repeat=repeat,
+        runs=runs,
         any_version=any_version,
+        any_cpu=any_cpu,
         runner=runner,
         ssh=ssh,
     )

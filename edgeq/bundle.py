@@ -37,6 +37,8 @@ from edgeq.trajectory import TrajectoryComparison
 CHECK_SOURCES = (
     "check_folder",
     "check_saturation",
+    "check_machine",
+    "check_memory",
     "check_session",
     "check_bits",
     "check_accuracy",

@@ -27,6 +27,7 @@ def check_bundle(
     repeat: int | None = None,
     runs: int | None = None,
     any_version: bool = False,
+    any_cpu: bool = False,
     runner: str | None = None,
     ssh: str | None = None,
 ) -> CheckResult:
@@ -41,6 +42,7 @@ def check_bundle(
         repeat: For `ort-cpu`: timed runs.
         runs: For `ort-cpu`: golden inputs that are compared, the first so many; None: all.
         any_version: For `ort-cpu`: check although this onnxruntime was not tested.
+        any_cpu: For `ort-cpu`: check although bits may differ on this kind of CPU.
         runner: For TVM's devices: the command that runs a program there; `{}` is the program.
         ssh: For TVM's devices: the host on which to run it, as `ssh` names it.
 
@@ -66,6 +68,7 @@ def check_bundle(
             repeat=repeat,
             runs=runs,
             any_version=any_version,
+            any_cpu=any_cpu,
         )
     except CheckError as error:
         raise BundleError(str(error)) from error

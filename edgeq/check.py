@@ -2,9 +2,9 @@
 
     python BUNDLE/check.py [--taps] [--evaluation DATA.npz --metric top1] [--json]
 
-Digests of all files, the tested versions, the bits of the golden outputs with one and two threads,
-with --taps the bits of every quantized tensor; then accuracy and latency. Each bundle holds this
-file, put together with the `edgeq/check_*.py` that it imports, as its `check.py`.
+Digests of all files, the tested versions and CPUs, the bits of the golden outputs with one and two
+threads, with --taps the bits of every quantized tensor; accuracy, latency and memory. Each bundle
+holds this file, put together with the `edgeq/check_*.py` that it imports, as its `check.py`.
 
 Exit status: 0 all bits agree; 1 a bit or a file differs; 2 the check could not be made.
 """
@@ -21,7 +21,9 @@ from pathlib import Path
 from edgeq.check_accuracy import METRICS, accuracy
 from edgeq.check_bits import Tally
 from edgeq.check_folder import CheckError, MismatchError, altered_files, read_manifest
-from edgeq.check_session import host_facts, measure, open_session, option_notes, version_notes
+from edgeq.check_machine import machine_notes
+from edgeq.check_memory import MemoryMeter
+from edgeq.check_session import host_facts, measure, open_session, version_notes
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class CheckResult:
         altered: Files that are missing or not those of the manifest.
         metrics: Accuracy here, and on the host as `NAME_host`.
         latency_ms: `median`, `p95`, `first` (run of a new session), `load`.
+        memory_mib: Of this process: its `peak`, and what an open `session` and its runs added.
         host: Facts about this machine.
         notes: What the user should know.
     """
@@ -51,6 +54,7 @@ class CheckResult:
     altered: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     latency_ms: Mapping[str, float] = field(default_factory=dict)
+    memory_mib: Mapping[str, float] = field(default_factory=dict)
     host: Mapping[str, str | int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -91,6 +95,7 @@ class CheckResult:
             "altered": list(self.altered),
             "metrics": dict(self.metrics),
             "latency_ms": {name: round(value, 4) for name, value in self.latency_ms.items()},
+            "memory_mib": {name: round(value, 2) for name, value in self.memory_mib.items()},
             "host": dict(self.host),
             "notes": list(self.notes),
         }
@@ -106,6 +111,7 @@ def check(
     repeat: int | None = None,
     runs: int | None = None,
     any_version: bool = False,
+    any_cpu: bool = False,
 ) -> CheckResult:
     """Verify a bundle on this machine.
 
@@ -118,9 +124,11 @@ def check(
         repeat: Timed runs; None: up to 50, at most half a second.
         runs: Golden inputs that are compared: the first so many; None: all.
         any_version: Check although this onnxruntime was not tested.
+        any_cpu: Check although bits may differ on this kind of CPU.
 
     Raises:
-        CheckError: The folder is no bundle, a version was not tested, or data do not fit.
+        CheckError: The folder is no bundle, a version was not tested, bits cannot hold on this CPU,
+            or data do not fit.
     """
     folder = Path(bundle)
     if (evaluation is None) != (metric is None):
@@ -134,8 +142,8 @@ def check(
         return CheckResult(name, target, altered=altered, host=host)
     try:
         notes = version_notes(manifest, str(host["onnxruntime"]), any_version)
-        notes += option_notes(manifest, str(host["machine"]))
-        tally = Tally(folder, manifest, runs)
+        notes += machine_notes(manifest, any_cpu)
+        tally, memory = Tally(folder, manifest, runs), MemoryMeter()
         latency: dict[str, float] = {}
         metrics: dict[str, float] = {}
         for count in dict.fromkeys((threads, 1, 2)):
@@ -144,6 +152,7 @@ def check(
             load = (time.perf_counter() - start) * 1e3
             if count == threads:
                 latency = {**measure(session, tally.feeds[0], repeat), "load": load}
+                memory.session_ran()
                 if evaluation is not None and metric is not None:
                     metrics = accuracy(session, manifest, Path(evaluation), metric)
             tally.outputs(session, count)
@@ -158,6 +167,7 @@ def check(
         *(name, target, len(tally.names), tally.compared, tally.mismatches, tally.first),
         metrics=metrics,
         latency_ms=latency,
+        memory_mib=memory.mib(),
         host=host,
         notes=tuple(notes),
     )
@@ -173,9 +183,13 @@ def describe(result: CheckResult) -> list[str]:
     ]
     if result.first is not None:
         lines.append(f"first difference: {result.first}")
-    latency = ", ".join(f"{name} {value:.3f}" for name, value in result.latency_ms.items())
-    if latency:
-        lines.append(f"latency in ms: {latency}")
+    for what, figures, digits in (
+        ("latency in ms", result.latency_ms, 3),
+        ("memory in MiB", result.memory_mib, 1),
+    ):
+        if figures:
+            text = ", ".join(f"{name} {value:.{digits}f}" for name, value in figures.items())
+            lines.append(f"{what}: {text}")
     lines.append("host: " + ", ".join(f"{key} {value}" for key, value in result.host.items()))
     lines += [f"note: {note}" for note in result.notes]
     lines.append("FAILED" if result.exit_status else "ok: the same bits as the simulator's")
@@ -206,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, help="timed runs (default: half a second)")
     parser.add_argument("--runs", type=int, help="golden inputs to compare (default: all)")
     parser.add_argument("--any-version", action="store_true", help="allow untested versions")
+    parser.add_argument("--any-cpu", action="store_true", help="compare bits on any kind of CPU")
     given = parser.parse_args(arguments)
     try:
         result = check(
@@ -217,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             repeat=given.repeat,
             runs=given.runs,
             any_version=given.any_version,
+            any_cpu=given.any_cpu,
         )
     except CheckError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A session of a bundle's artifact as the manifest wants it; versions, options and host facts.
+"""A session of a bundle's artifact as the manifest wants it; versions and host facts.
 
 Part of a bundle's `check.py`: numpy, onnxruntime and standard library.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.check_folder import Arrays, CheckError, inside
-from edgeq.check_saturation import PRECISION, needed_options
+from edgeq.check_saturation import needed_options
 
 
 class Session(Protocol):
@@ -63,17 +63,6 @@ def _version(text: str) -> tuple[int, ...]:
             break
         parts.append(int(digits))
     return tuple(parts)
-
-
-def option_notes(manifest: Mapping[str, Any], machine: str) -> list[str]:
-    """Return a note naming the session option without which some x86 CPUs saturate products."""
-    x86 = machine.lower() in ("x86_64", "amd64", "x86", "i686")
-    if not x86 or manifest["session_options"].get(PRECISION) == "1":
-        return []
-    return [
-        f"the manifest does not set the session option {PRECISION}=1: x86 CPUs without VNNI"
-        " saturate sums of uint8 * int8 products, so the bits may differ there"
-    ]
 
 
 def host_facts() -> dict[str, str | int]:

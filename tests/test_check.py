@@ -60,6 +60,7 @@ def test_json_is_all_of_standard_output(bundle):
         "mismatches": 0,
     }
     assert set(entry["latency_ms"]) == {"median", "p95", "first", "load"}
+    assert set(entry["memory_mib"]) == {"peak", "session"}
     assert entry["host"]["onnxruntime"]
     # Loose: the machine may be busy; a check takes about half a second.
     assert seconds < 10

@@ -49,12 +49,14 @@ def test_kws_on_an_emulated_cpu(kws: Path, name: str) -> None:
 
 @pytest.mark.emulated
 @emulated
-def test_a_bit_that_differs_there_is_found(digits: Path, tmp_path: Path) -> None:
+def test_what_cannot_hold_there_is_refused(digits: Path, tmp_path: Path) -> None:
     """The planted fault: without the precision option, products saturate on AVX2 alone."""
     copy = tmp_path / "bundle"
     shutil.copytree(digits, copy)
     rewrite_manifest(copy, session_options={})
-    there = check_on(CPUS["x86-64-avx2"], copy, RUNS)
+    refused = check_on(CPUS["x86-64-avx2"], copy, RUNS)
+    assert not refused.compared and "session.x64quantprecision=1" in refused.message
+    there = check_on(CPUS["x86-64-avx2"], copy, RUNS, any_cpu=True)
     predicted = predict_check(copy, "x86-64-avx2", runs=RUNS)
     assert there.differing > 0 and predicted.mismatches > 0
     assert check_on(CPUS["aarch64"], copy, RUNS).same

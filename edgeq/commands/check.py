@@ -36,6 +36,7 @@ def command(
     any_version: Annotated[
         bool, typer.Option("--any-version", help="Allow an untested onnxruntime.")
     ] = False,
+    any_cpu: Annotated[bool, typer.Option("--any-cpu", help="Compare on any kind of CPU.")] = False,
     runner: Annotated[
         str | None,
         typer.Option("--runner", metavar='"CMD {}"', help="What runs a device's program."),
@@ -66,6 +67,7 @@ def command(
         repeat=repeat,
         runs=runs,
         any_version=any_version,
+        any_cpu=any_cpu,
         runner=runner,
         ssh=ssh,
     )
