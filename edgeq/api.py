@@ -114,8 +114,9 @@ def check(
     any_cpu: bool = False,
     runner: str | None = None,
     ssh: str | None = None,
+    python: str | None = None,
 ) -> CheckResult:
-    """Verify a bundle on this machine; `result.raise_for_mismatch()` raises unless it holds.
+    """Verify a bundle, here or over `ssh`; `result.raise_for_mismatch()` raises unless it holds.
 
     Arguments are those of `edgeq.bundle_check.check_bundle`.
 
@@ -134,6 +135,7 @@ def check(
         any_cpu=any_cpu,
         runner=runner,
         ssh=ssh,
+        python=python,
     )
 
 

@@ -35,6 +35,7 @@ from edgeq.trajectory import TrajectoryComparison
 
 # In the order in which the bundle's check.py holds them: a file after those that it imports.
 CHECK_SOURCES = (
+    "check_needs",
     "check_folder",
     "check_saturation",
     "check_machine",

@@ -1,4 +1,4 @@
-"""Verify a bundle, whatever its target: in ONNX Runtime, or by its own program on its device."""
+"""Verify a bundle, whatever its target and wherever: in ONNX Runtime, or by its own program."""
 
 import os
 import shlex
@@ -13,6 +13,7 @@ from edgeq.check import check as check_in_session
 from edgeq.check_folder import CheckError, altered_files, inside, read_manifest
 from edgeq.check_session import host_facts
 from edgeq.errors import BundleError
+from edgeq.remote_check import Wanted, check_by_runner, check_host, check_over_ssh
 
 PREFIX = "tvm-"
 
@@ -30,6 +31,7 @@ def check_bundle(
     any_cpu: bool = False,
     runner: str | None = None,
     ssh: str | None = None,
+    python: str | None = None,
 ) -> CheckResult:
     """Verify a bundle.
 
@@ -43,8 +45,10 @@ def check_bundle(
         runs: For `ort-cpu`: golden inputs that are compared, the first so many; None: all.
         any_version: For `ort-cpu`: check although this onnxruntime was not tested.
         any_cpu: For `ort-cpu`: check although bits may differ on this kind of CPU.
-        runner: For TVM's devices: the command that runs a program there; `{}` is the program.
-        ssh: For TVM's devices: the host on which to run it, as `ssh` names it.
+        runner: A command that runs the check elsewhere; `{}` is the check's program for TVM's
+            devices, and the bundle's `check.py` for `ort-cpu`.
+        ssh: The host on which to run it, as `ssh` names it.
+        python: For `ort-cpu` and `ssh`: the Python there; None: `python3`.
 
     Raises:
         BundleError: The folder is no bundle, an option does not fit its target, or its program
@@ -52,13 +56,24 @@ def check_bundle(
     """
     folder = Path(bundle)
     try:
-        target = str(read_manifest(folder)["target"])
+        manifest = read_manifest(folder)
+        target = str(manifest["target"])
+        if runner is not None and ssh is not None:
+            raise CheckError("--runner and --ssh both say where to run: give one")
+        if python is not None and (ssh is None or target.startswith(PREFIX)):
+            raise CheckError("--python is the one on the host of --ssh, for a bundle of ort-cpu")
         if target.startswith(PREFIX):
             if evaluation is not None or metric is not None:
                 raise CheckError(f"{target}: --evaluation is for ort-cpu; score the model there")
             return _on_device(folder, str(bundle), target, taps=taps, runner=runner, ssh=ssh)
         if runner is not None or ssh is not None:
-            raise CheckError(f"--runner and --ssh are for TVM's devices; this bundle is {target}")
+            flags = {"taps": taps, "any-version": any_version, "any-cpu": any_cpu}
+            values = {"metric": metric, "threads": threads, "repeat": repeat, "runs": runs}
+            options = [f"--{name}" for name, given in flags.items() if given]
+            options += [f"--{name}={value}" for name, value in values.items() if value is not None]
+            data = None if evaluation is None else Path(evaluation)
+            wanted = Wanted(folder, manifest, options, data)
+            return _elsewhere(wanted, str(bundle), runner=runner, ssh=ssh, python=python)
         return check_in_session(
             bundle,
             taps=taps,
@@ -74,6 +89,21 @@ def check_bundle(
         raise BundleError(str(error)) from error
 
 
+def _elsewhere(
+    wanted: Wanted, name: str, *, runner: str | None, ssh: str | None, python: str | None
+) -> CheckResult:
+    """Run the bundle's `check.py` where the user wants it."""
+    altered = altered_files(wanted.folder, wanted.manifest)
+    if altered:
+        return CheckResult(name, str(wanted.manifest["target"]), altered=altered)
+    if wanted.evaluation is not None and not wanted.evaluation.is_file():
+        raise CheckError(f"{wanted.evaluation}: no such file")
+    if ssh is not None:
+        return check_over_ssh(wanted, ssh, python or "python3")
+    assert runner is not None
+    return check_by_runner(wanted, runner)
+
+
 def _on_device(
     folder: Path, name: str, target: str, *, taps: bool, runner: str | None, ssh: str | None
 ) -> CheckResult:
@@ -81,8 +111,6 @@ def _on_device(
     from edgeq.tvm.devices import find_device
     from edgeq.tvm.toolchain import run_check
 
-    if runner is not None and ssh is not None:
-        raise CheckError("--runner and --ssh both say where to run: give one")
     manifest, host = read_manifest(folder), host_facts()
     altered = altered_files(folder, manifest)
     if altered:
@@ -121,8 +149,7 @@ def _copy_listed(folder: Path, manifest: Mapping[str, Any], to: Path) -> None:
 
 def remote_runner(host: str) -> str:
     """Return the command that copies a program to `host` over ssh, runs it and removes it."""
-    if host.startswith("-"):
-        raise CheckError(f"--ssh {host}: not a host")
+    check_host(host)
     run = 'f=$(mktemp) && cat > "$f" && chmod 700 "$f" && "$f"; s=$?; rm -f "$f"; exit $s'
     script = f'ssh -o BatchMode=yes {shlex.quote(host)} {shlex.quote(run)} < "$1"'
     return f"sh -c {shlex.quote(script)} sh {{}}"

@@ -1,6 +1,8 @@
 """Memory of the process that checks: its peak, and what a session added.
 
-From `/proc` where there is one; elsewhere from `getrusage`, which knows the peak alone. Part of a bundle's `check.py`: standard library.
+From `/proc` where there is one; elsewhere from `getrusage`, which knows the peak alone.
+
+Part of a bundle's `check.py`: standard library.
 """
 
 import sys

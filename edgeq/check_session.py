@@ -33,9 +33,16 @@ ELEMENT_TYPES = {
 
 
 def runtime() -> Any:  # noqa: ANN401  # onnxruntime has no types
-    """Return onnxruntime, imported so that it reports no usage, as its wheels for Linux would."""
+    """Return onnxruntime, imported so that it reports no usage, as its wheels for Linux would.
+
+    Raises:
+        CheckError: It cannot be imported here.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise CheckError(f"onnxruntime cannot be imported here: {error}") from error
 
     return onnxruntime
 

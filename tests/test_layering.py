@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 # layer may import each other unless its name ends in "!".
 LAYERS = {
     "facade": "edgeq",
-    "errors": "errors steps",
+    "errors": "errors steps runner",
     "check": "check check_*",
     "numerics": "numerics numerics.* cpus",
     "graph": "graph onnx_api exactness dims folding linear_weights pool_counts tensor_check"
@@ -60,7 +60,7 @@ LAYERS = {
     " value_histogram charts bundle evidence",
     "compile": "compile refusals compile_report compiled operator_rows compare compare_page"
     " inspect measure scores opening stimulus_feeds float_islands cluster workers bit_sensitivity",
-    "interface": "api bundle_check predicted_check",
+    "interface": "api bundle_check predicted_check remote_check remote_side",
     "diffusion": "diffusion diffusion.*",
     "commands": "commands commands.* cli __main__",
 }

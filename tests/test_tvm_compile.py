@@ -19,7 +19,7 @@ import edgeq
 from benchmarks.cases import ZOO
 from benchmarks.devices import compare, in_session, make_case
 from edgeq.cli import app
-from edgeq.errors import BundleError, UnknownNameError
+from edgeq.errors import UnknownNameError
 from edgeq.targeting import find_target
 from edgeq.tvm.devices import DEVICES
 from edgeq.tvm.toolchain import missing_tools
@@ -178,19 +178,11 @@ def test_a_remote_host_gets_the_program(bundle, tmp_path, monkeypatch):
         (["--runner", "false {}", "--ssh", "board"], "give one"),
         (["--runner", "/no/such/program {}"], "cannot run /no/such/program"),
         (["--ssh", "-oProxyCommand=x"], "not a host"),
+        (["--ssh", "board", "--python", "python3"], "for a bundle of ort-cpu"),
     ],
 )
 def test_bad_options_are_named(bundle, options, message):
     assert message in command("check", bundle, *options, status=2)
-
-
-def test_options_of_devices_are_refused_elsewhere(tmp_path):
-    edgeq.compile(
-        DIGITS / "digits.onnx", target="ort-cpu", output=tmp_path / "ort",
-        calibration=DIGITS / "calibration.npz", samples=2,
-    )  # fmt: skip
-    with pytest.raises(BundleError, match="this bundle is ort-cpu"):
-        edgeq.check(tmp_path / "ort", runner="{}")
 
 
 def test_targets_say_what_they_need(monkeypatch):

@@ -1,4 +1,4 @@
-"""`edgeq check`: verify a bundle on this machine."""
+"""`edgeq check`: verify a bundle on this machine, or on another."""
 
 import json
 from pathlib import Path
@@ -39,14 +39,17 @@ def command(
     any_cpu: Annotated[bool, typer.Option("--any-cpu", help="Compare on any kind of CPU.")] = False,
     runner: Annotated[
         str | None,
-        typer.Option("--runner", metavar='"CMD {}"', help="What runs a device's program."),
+        typer.Option("--runner", metavar='"CMD {}"', help="What runs the check elsewhere."),
     ] = None,
     ssh: Annotated[
-        str | None, typer.Option("--ssh", metavar="HOST", help="Run a device's program there.")
+        str | None, typer.Option("--ssh", metavar="HOST", help="Run the check there.")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option("--python", help="The one there, for --ssh (default python3).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Verify a bundle here: same files, same bits, how accurate, how fast."""
+    """Verify a bundle, here or elsewhere: same files, same bits, how accurate, how fast."""
     if cpu is not None:
         from edgeq.predicted_check import predict_check
 
@@ -70,5 +73,6 @@ def command(
         any_cpu=any_cpu,
         runner=runner,
         ssh=ssh,
+        python=python,
     )
     raise typer.Exit(report(result, as_json))

@@ -2,16 +2,14 @@
 
 import importlib.util
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeq.errors import BundleError, EdgeqError
+from edgeq.runner import finished, runner_command
 from edgeq.tvm.devices import DEBIAN, PIP, Device
 
 SUMMARY = re.compile(r"^Errors: (\d+) out of (\d+) elements, in (\d+) runs$", re.MULTILINE)
@@ -103,7 +101,7 @@ def build(
     # Named, for make would take a GNUmakefile first, which no manifest lists.
     command = ["make", "-s", "-C", str(folder), "-f", "Makefile"]
     command += [f"BUILD={into.resolve()}", f"CFLAGS={flags}", str(program.resolve())]
-    made = _finished(command)
+    made = finished(command, timeout=TIMEOUT)
     if made.returncode != 0:
         raise BundleError(f"{folder}: cannot build for {device.name}:\n{_ends(made.stderr)}")
     return program
@@ -152,10 +150,11 @@ def run_check(
         BundleError: The program cannot be built, crashes, or does not say what it found.
     """
     _require(device, run=runner is None)
-    words = _words(device.runner if runner is None else runner)
+    chosen = device.runner if runner is None else runner
+    runner_command(chosen, folder)  # refused before anything is built
     program = build(folder, device, into, goal="taps" if taps else "check", cflags=cflags)
-    command = [word.replace("{}", str(program.resolve())) for word in words]
-    ran = _finished(command, folder if runner is None else None)
+    command = runner_command(chosen, program)
+    ran = finished(command, folder if runner is None else None, timeout=TIMEOUT)
     result = read_result(ran.stdout, ran.stderr, ran.returncode)
     emulated = runner is None and not device.is_native
     return replace(result, microseconds=None) if emulated else result
@@ -183,37 +182,6 @@ def read_result(output: str, complaints: str, status: int) -> CheckResult:
     if result.passed != (status == 0):
         raise BundleError(f"the check ended with status {status} after:\n{_ends(output)}")
     return result
-
-
-def _words(runner: str) -> list[str]:
-    if "{}" not in runner:
-        raise EdgeqError(f"the runner {runner!r} has no {{}}, which stands for the program")
-    try:
-        words = shlex.split(runner)
-    except ValueError as error:
-        raise EdgeqError(f"the runner {runner!r} is no command: {error}") from error
-    return [sys.executable, *words[1:]] if words[0] == "python3" else words
-
-
-def _finished(
-    command: Sequence[str], folder: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; what a board says need not be text."""
-    try:
-        return subprocess.run(
-            command,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except OSError as error:
-        raise EdgeqError(f"cannot run {shlex.join(command)}: {error}") from error
-    except subprocess.TimeoutExpired as error:
-        raise BundleError(f"{shlex.join(command)}: no answer after {TIMEOUT} s") from error
 
 
 def _require(device: Device, *, run: bool) -> None:
