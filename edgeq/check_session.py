@@ -75,21 +75,29 @@ def _version(text: str) -> tuple[int, ...]:
 def host_facts() -> dict[str, str | int]:
     """Return what this machine is: CPU, system and versions."""
     onnxruntime = runtime()
-    cpu = platform.processor()
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        cpu = names[0] if names else cpu
+    cpu = cpu_name(info.read_text(errors="replace")) if info.is_file() else ""
     return {
         "machine": platform.machine(),
-        "cpu": cpu,
+        "cpu": cpu or platform.processor(),
         "cores": os.cpu_count() or 1,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "numpy": np.__version__,
         "onnxruntime": str(onnxruntime.__version__),
     }
+
+
+def cpu_name(info: str) -> str:
+    """Return what the text of `/proc/cpuinfo` calls the CPU; of an Arm, its board and numbers."""
+    pairs = [line.partition(":") for line in reversed(info.splitlines())]
+    facts = {name.strip(): value.strip() for name, _, value in pairs}
+    if "CPU part" in facts:
+        core = (
+            f"Arm implementer {facts.get('CPU implementer', 'unknown')}, part {facts['CPU part']}"
+        )
+        return f"{facts['Model']}, {core}" if "Model" in facts else core
+    return facts.get("model name", "")
 
 
 def open_session(

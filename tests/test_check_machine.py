@@ -13,6 +13,7 @@ from edgeq import check_bits, check_machine, check_memory
 from edgeq.check_folder import CheckError
 from edgeq.check_machine import machine_notes
 from edgeq.check_memory import MemoryMeter
+from edgeq.check_session import cpu_name
 from edgeq.cli import app
 from tests.manifests import rewrite_manifest
 
@@ -87,6 +88,23 @@ def test_the_option_is_named_where_bits_differ(monkeypatch, bundle):
     found = CliRunner().invoke(app, ["check", str(bundle.path), "--any-cpu"])
     assert found.exit_code == 1 and "elements differ" in found.stderr
     assert "session.x64quantprecision=1" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("info", "name"),
+    [
+        ("processor\t: 0\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n\nmodel name\t: b\n", "AMD EPYC"),
+        ("CPU implementer\t: 0x41\nCPU part\t: 0xd08\n", "Arm implementer 0x41, part 0xd08"),
+        (
+            "CPU part\t: 0xd0b\n\nHardware\t: BCM\nModel\t\t: Raspberry Pi 5\n",
+            "Raspberry Pi 5, Arm implementer unknown, part 0xd0b",
+        ),
+        ("", ""),
+        ("no colon", ""),
+    ],
+)
+def test_the_name_of_a_cpu(info, name):
+    assert cpu_name(info) == name
 
 
 def test_memory_of_a_check(bundle):
