@@ -95,18 +95,24 @@ class Tally:
                 self._count(name, expected[name].size, count, f"{text}, with {threads} threads")
 
     def taps(self, session: Session) -> None:
-        """Compare the digest of every tap: a tensor that differs counts as one element per feed."""
+        """Compare the digest of every tap: a tensor that differs counts as one element per feed.
+
+        Taps are in the order of the graph, so the first that differs is nearer to the cause than an
+        output is, and is named before it.
+        """
         stored = read_arrays(inside(self._folder, "golden/taps.npz"))["digests"]
         names = [tap["name"] for tap in self._taps]
         if stored.shape != (len(names), self._stored, 32):
             raise CheckError(f"{self._folder}: golden/taps.npz does not fit the manifest's taps")
         if not names:
             return
+        of_outputs, self.first = self.first, None
         for run, feeds in enumerate(self._feeds):
             values = run_model(session, names, feeds)
             for name, got, want in zip(names, values, stored[:, run], strict=True):
                 same = digest(got) == want.tobytes()
                 self._count(name, got.size, 0 if same else 1, f"tap {name!r}, feed {run}")
+        self.first = "; ".join(text for text in (self.first, of_outputs) if text) or None
 
     def _count(self, name: str, size: int, mismatches: int, text: str) -> None:
         self.names[name] = None

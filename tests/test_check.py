@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import edgeq
@@ -131,6 +132,20 @@ def test_a_tap_that_differs_is_named_only_with_taps(bundle):
     assert run(bundle).returncode == 0
     found = run(bundle, "--taps")
     assert found.returncode == 1 and "tap 'conv_q', feed 4" in found.stderr
+
+
+def test_taps_name_the_first_tensor_that_differs_before_the_output(bundle):
+    """With another weight, everything behind the Conv differs."""
+    model = onnx.load(bundle.artifact)
+    (weight,) = (w for w in model.graph.initializer if w.name == "w")
+    codes = onnx.numpy_helper.to_array(weight).copy()
+    codes[1] ^= 1
+    weight.CopyFrom(onnx.numpy_helper.from_array(codes, "w"))
+    onnx.save(model, bundle.artifact)
+    refresh(bundle, "model.onnx")
+    first, nearer = (str(edgeq.check(bundle, taps=taps).first) for taps in (False, True))
+    assert first.startswith("tensor 'y', feed 0, index ")
+    assert nearer == f"tap 'conv_q', feed 0; {first}"
 
 
 def test_the_missing_session_option_is_named(bundle):
@@ -303,8 +318,6 @@ def test_metric_and_evaluation_go_together(bundle):
 
 
 def test_tapped_outputs_are_a_protobuf_message():
-    import onnx
-
     model = onnx.ModelProto.FromString(extra_outputs([{"name": "a" * 200, "dtype": "uint8"}]))
     (output,) = model.graph.output
     assert output.name == "a" * 200
