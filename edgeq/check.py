@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeq.check_accuracy import METRICS, accuracy
+from edgeq.check_accuracy import METRICS, accuracy, same_data
 from edgeq.check_bits import Tally
 from edgeq.check_folder import CheckError, MismatchError, altered_files, read_manifest
 from edgeq.check_machine import machine_notes
@@ -35,7 +35,8 @@ class CheckResult:
         target: The target it was compiled for.
         tensors: Tensors compared.
         compared: Elements compared, over all feeds and thread counts.
-        mismatches: Elements that differ; of a tapped tensor, known by its digest, one per feed.
+        mismatches: Elements that differ; of a tapped tensor, known by its digest, one per feed; and
+            a metric that is not the host's on the same data.
         first: The first difference, in words.
         altered: Files that are missing or not those of the manifest.
         metrics: Accuracy here, and on the host as `NAME_host`.
@@ -155,6 +156,11 @@ def check(
                 memory.session_ran()
                 if evaluation is not None and metric is not None:
                     metrics = accuracy(session, manifest, Path(evaluation), metric)
+                    same = same_data(manifest, Path(evaluation))
+                    if same:
+                        tally.figure(metric, metrics)
+                    elif same is not None and f"{metric}_host" in metrics:
+                        notes.append(f"{metric}_host was measured on other data")
             tally.outputs(session, count)
         if taps:
             session = open_session(folder, manifest, taps=True)

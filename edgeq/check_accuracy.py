@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from edgeq.check_folder import Arrays, CheckError
+from edgeq.check_folder import Arrays, CheckError, sha256_of
 from edgeq.check_session import Session, run_model
 
 METRICS = ("top1", "nll", "perplexity", "psnr", "mse")
@@ -51,6 +51,12 @@ def accuracy(
     if metric in manifest.get("metrics", {}):
         figures[f"{metric}_host"] = float(manifest["metrics"][metric])
     return figures
+
+
+def same_data(manifest: Mapping[str, Any], path: Path) -> bool | None:
+    """Return whether the host's figures are of this very file; None where that is not known."""
+    digest = manifest.get("evaluation_digest")
+    return None if digest is None else bool(sha256_of(path) == digest)
 
 
 def _top1(value: NDArray[Any], label: NDArray[Any]) -> tuple[float, int]:

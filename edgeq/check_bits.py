@@ -4,6 +4,7 @@ Part of a bundle's `check.py`: numpy and standard library.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,17 @@ class Tally:
                 same = digest(got) == want.tobytes()
                 self._count(name, got.size, 0 if same else 1, f"tap {name!r}, feed {run}")
         self.first = "; ".join(text for text in (self.first, of_outputs) if text) or None
+
+    def figure(self, name: str, figures: Mapping[str, float]) -> None:
+        """Compare a figure of the same data with the host's, where outputs have to be the same.
+
+        Sums over batches of another size differ in the last bits of a float64.
+        """
+        here, host = figures[name], figures.get(f"{name}_host")
+        if host is None or self._tolerances or math.isclose(here, host, rel_tol=1e-9):
+            return
+        self.mismatches += 1
+        self.first = self.first or f"{name} is {here} here and {host} on the host, of the same data"
 
     def _count(self, name: str, size: int, mismatches: int, text: str) -> None:
         self.names[name] = None

@@ -120,16 +120,18 @@ def altered_files(folder: Path, manifest: Mapping[str, Any]) -> tuple[str, ...]:
         altered += [] if _is_sealed(path, manifest["sha256"]) else [path.name]
     for name, digest in sorted(manifest["files"].items()):
         path = inside(folder, name)
-        if not path.is_file():
-            altered.append(name)
-            continue
-        sha256 = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                sha256.update(block)
-        if sha256.hexdigest() != digest:
+        if not path.is_file() or sha256_of(path) != digest:
             altered.append(name)
     return tuple(altered)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 def read_arrays(path: Path) -> Arrays:

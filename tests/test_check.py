@@ -1,11 +1,13 @@
 """The bundle's check.py, on a machine that has no edgeq."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +89,6 @@ def test_a_missing_file_is_named(bundle, name):
 
 def refresh(bundle, name):
     """Put the digest of a changed file into the manifest."""
-    import hashlib
-
     manifest = json.loads((bundle.path / "manifest.json").read_text())
     manifest["files"][name] = hashlib.sha256((bundle.path / name).read_bytes()).hexdigest()
     rewrite_manifest(bundle.path, files=manifest["files"])
@@ -259,6 +259,28 @@ def test_accuracy_on_the_device_stands_beside_the_hosts(bundle, tmp_path):
     (logits,) = bundle.session().run(None, {"x": arrays["x"]})
     expected = 100 * float(np.mean(logits.argmax(1) == arrays["label"]))
     assert json.loads(found.stdout)["metrics"] == {"top1": expected, "top1_host": 50.0}
+
+
+def test_accuracy_on_the_same_data_is_the_hosts_to_the_last_sample(bundle, tmp_path):
+    data = tmp_path / "e.npz"
+    evaluation(data)
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    here = edgeq.check(bundle, evaluation=data, metric="top1").metrics["top1"]
+    check = partial(edgeq.check, bundle, evaluation=data, metric="top1")
+
+    rewrite_manifest(bundle.path, evaluation_digest=digest, metrics={"top1": here})
+    found = check()
+    assert found.exit_status == 0 and found.notes == ()
+
+    rewrite_manifest(bundle.path, evaluation_digest=digest, metrics={"top1": here + 2.5})
+    found = check()
+    assert found.exit_status == 1 and found.mismatches == 1
+    with pytest.raises(MismatchError, match=rf"top1 is {here} here and {here + 2.5} on the host"):
+        found.raise_for_mismatch()
+
+    rewrite_manifest(bundle.path, evaluation_digest="00", metrics={"top1": here + 2.5})
+    found = check()
+    assert found.exit_status == 0 and found.notes == ("top1_host was measured on other data",)
 
 
 @pytest.mark.parametrize("ignored", [0, 7])

@@ -49,6 +49,16 @@ def test_kws_on_an_emulated_cpu(kws: Path, name: str) -> None:
 
 @pytest.mark.emulated
 @emulated
+def test_the_command_checks_on_an_emulated_cpu(digits: Path) -> None:
+    runner = "python3 -m benchmarks.emulation --cpu aarch64 {}"
+    found = edgeq.check(digits, runner=runner, runs=2, repeat=1, taps=True)
+    found.raise_for_mismatch()
+    assert found.host["machine"] == "aarch64" and found.tensors == 11
+    assert "part 0xd08" in str(found.host["cpu"])
+
+
+@pytest.mark.emulated
+@emulated
 def test_what_cannot_hold_there_is_refused(digits: Path, tmp_path: Path) -> None:
     """The planted fault: without the precision option, products saturate on AVX2 alone."""
     copy = tmp_path / "bundle"
