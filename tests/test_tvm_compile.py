@@ -24,6 +24,7 @@ from edgeq.targeting import find_target
 from edgeq.tvm.devices import DEVICES
 from edgeq.tvm.toolchain import missing_tools
 from tests.manifests import rewrite_manifest
+from tests.ssh_server import MISSING, ssh_server
 
 pytestmark = pytest.mark.tvm
 
@@ -166,6 +167,17 @@ def test_a_remote_host_gets_the_program(bundle, tmp_path, monkeypatch):
     assert found["bitwise"]["mismatches"] == 0 and found["bitwise"]["compared"] > 0
     assert (tmp_path / "said").read_text().startswith("-o BatchMode=yes board ")
     assert (tmp_path / "left").read_text() == ""
+
+
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_a_host_with_a_server_runs_the_program(bundle, tmp_path, monkeypatch):
+    with ssh_server(tmp_path) as server:
+        monkeypatch.setenv("PATH", f"{server.bin}:{os.environ['PATH']}")
+        found = json.loads(command("check", bundle, "--ssh", "board", "--taps", "--json"))
+        assert found["bitwise"]["mismatches"] == 0 and found["bitwise"]["tensors"] > 1
+        text = command("check", bundle, "--ssh", "stranger", status=2)
+        assert "Permission denied" in text
+        assert list(server.there.iterdir()) == []
 
 
 @pytest.mark.parametrize(
