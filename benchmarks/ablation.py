@@ -6,8 +6,8 @@ The zoo's DDPM U-Net, compiled for `ort-cpu` with the recipe's formats, the meth
 the other, same data and seed: learned equivalent scaling, power-of-two scaling of skips, rounding
 by what layers make of their weights, and learning along trajectories. Prints, for each, the error
 of the predicted noise, its SQNR, and the PSNR of images at the end of 50 DDIM steps, against the
-float model's from the same noise. Compiling fails if a bit differs. Needs the extras `torch` and
-`diffusers`.
+float model's from the same noise; on standard error what each method says of itself. Compiling
+fails if a bit differs. Needs the extras `torch` and `diffusers`.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import edgeq
 from benchmarks.accuracy import evaluate
 from benchmarks.cases import ZOO, export_case, load_zoo, make_session, open_bundle
 from edgeq.diffusion import compare_trajectories
+from edgeq.read_report import read_report
 from edgeq.recipe import load_recipe
 from edgeq.steps import format_steps, parse_steps
 
@@ -53,6 +54,7 @@ VARIANTS: Mapping[str, Variant] = {
     "+ trajectories": Variant((SCALING, SHIFTS), (ROUNDING, TRAJECTORY)),
     "rounding alone": Variant((), (ROUNDING,)),
     "rounding, trajectories": Variant((), (ROUNDING, TRAJECTORY)),
+    "trajectories alone": Variant((), (TRAJECTORY,)),
 }
 
 
@@ -78,6 +80,12 @@ def pipeline(recipe: str, variant: Variant) -> dict[str, str]:
         "pipeline.prepare": f'"{format_steps(prepare)}"',
         "pipeline.quantize": f'"{format_steps(quantize)}"',
     }
+
+
+def learning_notes(bundle: Path) -> list[str]:
+    """Return what the report says of the methods: what they found, and whether it was kept."""
+    notes = read_report(bundle / "report.json").notes
+    return [f"{subject}: {text}" for subject, text in notes if subject in LEARNED]
 
 
 def main() -> int:
@@ -125,6 +133,8 @@ def main() -> int:
                     f" {images.end.psnr_db:.2f} | {seconds:.0f} |",
                     flush=True,
                 )
+                for note in learning_notes(output):
+                    print(f"    {note}", file=sys.stderr, flush=True)
     return int(failed > 0)
 
 
