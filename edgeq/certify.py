@@ -26,7 +26,6 @@ from edgeq.exactness import (
 )
 from edgeq.float_proofs import Reason, prove_float
 from edgeq.fused_proofs import prove_fused
-from edgeq.fusion_checks import is_requantization
 from edgeq.graph import constant
 from edgeq.integer_proofs import prove_integer, prove_products
 from edgeq.longest import MAX_DIM
@@ -34,7 +33,14 @@ from edgeq.numerics.affine import Codes, QParams
 from edgeq.numerics.floating import format_of
 from edgeq.numerics.magnitudes import pieces
 from edgeq.numerics.qtype import TENSOR_TYPES
-from edgeq.qdq import float8_constant, is_float8, linear_group, operand, quantize_node
+from edgeq.qdq import (
+    float8_constant,
+    is_float8,
+    is_requantization,
+    linear_group,
+    operand,
+    quantize_node,
+)
 from edgeq.rounded_exponentials import prove_rounded
 from edgeq.targeting import Capabilities
 
@@ -115,7 +121,7 @@ def _prove(
     if kernels is not None and node.op_type in kernels:
         return Reason("kernel", "a formula that was measured", DETERMINED)
     if node.domain:
-        return Reason("unproven", f"operator of the domain {node.domain}", UNPROVEN)
+        return Reason("unproven", f"no formula is known for what {node.domain} computes", UNPROVEN)
     if node.op_type == "DequantizeLinear":
         return _dequantize(node, inputs)
     if node.op_type == "QuantizeLinear":

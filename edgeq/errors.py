@@ -47,3 +47,7 @@ def suggest(name: str, known: list[str]) -> str:
 
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+class UnpredictableError(EdgeqError):
+    """What a kernel computes of these codes is not written down."""

@@ -22,8 +22,8 @@ from edgeq.targeting import EXACT, Capabilities
 # What moves and stores codes comes first, then what makes linear ops integer, then the rest.
 ORDER = (
     "store-codes", "zero-points", "unsigned-codes", "move-channel-scales", "dequantize-late",
-    "fold-clip", "integer-biases", "unit-products", "unit-scales", "tabulate", "exact-softmax",
-    "prove-fused",
+    "fold-clip", "tabulate-requantization", "integer-biases", "unit-products", "unit-scales",
+    "tabulate", "exact-normalization", "exact-softmax", "prove-fused",
 )  # fmt: skip
 ROUNDS = 3
 _NONE = FeedSamples(lambda: iter(()), (), "nothing")  # these passes read no data

@@ -1,4 +1,4 @@
-"""What makes float nodes of a QDQ model depend on the CPU: sums off the grid, functions, tables.
+"""What makes float nodes of a QDQ model depend on the CPU: sums, functions, tables.
 
 Each check yields a `Breach` for each place that it finds at one node.
 """
@@ -10,6 +10,7 @@ from edgeq.breach import Breach, Found
 from edgeq.functions import float64_function
 from edgeq.fused_proofs import fusion_proofs, quantized
 from edgeq.graph import constant, string_attribute
+from edgeq.normalization import NORMALIZING, normalization
 from edgeq.numerics.qtype import QTYPES
 from edgeq.proofs import certify_unary
 from edgeq.qdq import Operand, operand
@@ -56,6 +57,24 @@ def float_function(node: ir.Node) -> Found:
     proof = certify_unary(function, found.inputs[0].qparams, found.y.qparams)
     if not proof.certain:
         yield Breach(node.outputs[0].name or "", proof.detail)
+
+
+def normalization_in_float(node: ir.Node) -> Found:
+    """Find normalisations in float, and say what keeps them from exact sums."""
+    found = normalization(node)
+    if found is None:
+        if node.op_type in NORMALIZING and not node.domain:
+            why = "its parameters are no constants, or its statistics are read too"
+            yield Breach(node.outputs[0].name or "", f"{node.op_type} in float32: {why}")
+        return
+    x = operand(found.x)
+    why = ""
+    if x is None:
+        why = ": its input does not come straight from a DequantizeLinear"
+    elif x.qparams.axis is not None:
+        why = ": its input has a scale per channel"
+    kind = node.op_type if node.op_type in NORMALIZING else "RMS normalisation"
+    yield Breach(node.outputs[0].name or "", f"{kind} in float32{why}")
 
 
 def gather_table(node: ir.Node) -> Found:

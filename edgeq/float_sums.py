@@ -20,7 +20,7 @@ from edgeq.graph import (
 )
 from edgeq.longest import longest, most_elements
 from edgeq.pool_counts import pool_counts
-from edgeq.qdq import float8_constant, operand
+from edgeq.qdq import constant_reals, float8_constant
 
 NO_GRID = "its inputs are on no known grid, so the bits of the sum depend on the order of additions"
 NO_LENGTH = "the number of elements summed is not known, so the sum has no bound"
@@ -91,13 +91,10 @@ def _weights_per_output(node: ir.Node, w: Grid, max_dim: int) -> float | None:
 
 def _weight(value: ir.Value | None) -> np.ndarray | None:
     """Return a constant weight, also behind a DequantizeLinear with constants."""
-    array = constant(value)
-    if array is not None:
+    array = constant_reals(value)
+    if array is not None or value is None:
         return array
-    found = operand(value)
-    if found is None and value is not None:
-        return float8_constant(value.producer())
-    return None if found is None or found.array is None else found.qparams.dequantize(found.array)
+    return float8_constant(value.producer())
 
 
 def sum_of_window(node: ir.Node, inputs: list[Fact | None], max_dim: int) -> Sum | str:

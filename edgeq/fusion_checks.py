@@ -8,7 +8,7 @@ import onnx_ir as ir
 from edgeq.breach import Breach, Found
 from edgeq.cpus import with_kernels
 from edgeq.fused_proofs import fusion_proofs, quantized
-from edgeq.graph import sole_consumer
+from edgeq.qdq import is_requantization
 
 
 def unproven(node: ir.Node) -> Found:
@@ -23,16 +23,17 @@ def unproven(node: ir.Node) -> Found:
 
 
 def softmax(node: ir.Node) -> Found:
-    """Find a Softmax between codes."""
-    if node.op_type != "Softmax" or node.domain:
+    """Find a Softmax between codes, or in float."""
+    if node.op_type not in ("LogSoftmax", "Softmax") or node.domain:
         return
     found = quantized(node)
-    if found is not None:
-        scale = float(found.y.qparams.scale)
-        yield Breach(
-            node.outputs[0].name or "",
-            f"1 / scale = {1 / scale:g} of the result is cut to an integer",
-        )
+    if found is None or node.op_type == "LogSoftmax":
+        yield Breach(node.outputs[0].name or "", f"{node.op_type} in float32")
+        return
+    scale = float(found.y.qparams.scale)
+    yield Breach(
+        node.outputs[0].name or "", f"1 / scale = {1 / scale:g} of the result is cut to an integer"
+    )
 
 
 def requantization(node: ir.Node) -> Found:
@@ -42,22 +43,3 @@ def requantization(node: ir.Node) -> Found:
     yield Breach(
         node.outputs[0].name or "", "quantizes what another QuantizeLinear has just quantized"
     )
-
-
-def is_requantization(node: ir.Node) -> bool:
-    """Whether `node` ends QuantizeLinear - DequantizeLinear - QuantizeLinear and is dequantized.
-
-    Only where each value in between has one reader; only then are the pairs merged.
-    """
-    if node.op_type != "QuantizeLinear" or node.domain:
-        return False
-    value = node.inputs[0]
-    for op_type in ("DequantizeLinear", "QuantizeLinear"):
-        source = None if value is None else value.producer()
-        if source is None or source.op_type != op_type or source.domain:
-            return False
-        if sole_consumer(source.outputs[0]) is None:
-            return False
-        value = source.inputs[0]
-    reader = sole_consumer(node.outputs[0])
-    return reader is not None and reader.op_type == "DequantizeLinear"

@@ -60,6 +60,20 @@ def int8_right_side(node: ir.Node) -> Found:
         yield Breach(_name(found[1].codes), "the right side is computed at run time and is int8")
 
 
+def dynamic_scale(node: ir.Node) -> Found:
+    """Find codes whose scale is chosen at run time, and the linear ops that read them."""
+    if node.domain:
+        return
+    if node.op_type == "DynamicQuantizeLinear":
+        yield Breach(_name(node.outputs[0]), "its scale is chosen at run time")
+    elif node.op_type in ("ConvInteger", "MatMulInteger"):
+        source = None if node.inputs[0] is None else node.inputs[0].producer()
+        if source is not None and source.op_type == "DynamicQuantizeLinear":
+            yield Breach(
+                _name(node.outputs[0]), f"{node.op_type} of codes whose scale is chosen at run time"
+            )
+
+
 def _int8_weight(node: ir.Node) -> tuple[str, NDArray[np.int8]] | None:
     found = _operands(node)
     array = None if found is None else found[1].array
@@ -200,9 +214,11 @@ def _why_float(node: ir.Node, x: Operand | None, w: Operand | None) -> str:
         return f"its input is {x.qparams.qtype.name}, its result {y.qparams.qtype.name}"
     if reader is None:
         return "its result has several readers, or none that quantizes it"
-    if reader.op_type != "QuantizeLinear" and node.op_type != "MatMul":
-        return "" if reader.op_type in ("Clip", "Relu") else f"{reader.op_type} reads its result"
-    return ""
+    if reader.op_type == "QuantizeLinear" or any(matmul_bias(node)):
+        return ""
+    if reader.op_type in ("Clip", "Relu") and node.op_type != "MatMul":
+        return ""  # clip-before-quantize
+    return f"{reader.op_type} reads its result"
 
 
 def bias_scale(node: ir.Node) -> Found:

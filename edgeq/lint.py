@@ -107,14 +107,19 @@ def _finding(rule: Rule, node: ir.Node, breach: Breach) -> Finding:
     )
 
 
-def to_text(findings: tuple[Finding, ...]) -> str:
-    """Return the findings rule by rule, each rule explained once; empty if there are none."""
+def to_text(findings: tuple[Finding, ...], *, left: bool = False) -> str:
+    """Return the findings rule by rule, each rule explained once; empty if there are none.
+
+    Args:
+        findings: Of one model.
+        left: Whether they are what `--fix` left.
+    """
     lines = []
     for rule in (*RULES, UNPROVEN):
         places = [f for f in findings if f.rule == rule.id]
         if not places:
             continue
-        fixed = " (--fix does)" if rule.rewrite else ""
+        fixed = " (--fix cannot here)" if left else " (--fix does)" if rule.rewrite else ""
         lines += [f"{rule.id}: {rule.summary}", f"  why: {rule.reason}"]
         lines += [f"  do:  {rule.remedy}{fixed}"]
         lines += [f"  - {f.node} ({f.value}): {f.detail}; on {f.where}" for f in places]

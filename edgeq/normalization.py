@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeq.graph import constant, float_attribute, int_attribute, rank, sole_consumer
-from edgeq.qdq import operand
+from edgeq.qdq import constant_reals, operand
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +65,10 @@ def normalization(node: ir.Node) -> Normalization | None:
     """
     if node.domain:
         return None
-    if node.op_type in _OPERATORS:
+    if node.op_type in NORMALIZING:
         if any(out.uses() or out.is_graph_output() for out in node.outputs[1:]):
             return None
-        return _OPERATORS[node.op_type](node)
+        return NORMALIZING[node.op_type](node)
     return _spelled_rms(node) if node.op_type == "Div" else None
 
 
@@ -157,7 +157,7 @@ def _parameters(
     """Return gamma and beta, `None` for idle ones; `None` unless both are constants."""
     found: list[NDArray[np.float32] | None] = [None, None]
     for place, (value, idle) in enumerate(zip(node.inputs[1:3], (1.0, 0.0), strict=False)):
-        array = constant(value)
+        array = constant_reals(value)
         if value is not None and (array is None or array.dtype != np.float32):
             return None
         if array is not None and np.any(array != idle):
@@ -169,7 +169,7 @@ def _epsilon(node: ir.Node) -> float:
     return float_attribute(node, "epsilon", 1e-5)
 
 
-_OPERATORS: Mapping[str, Callable[[ir.Node], Normalization | None]] = MappingProxyType(
+NORMALIZING: Mapping[str, Callable[[ir.Node], Normalization | None]] = MappingProxyType(
     {
         "GroupNormalization": _group,
         "InstanceNormalization": _instance,

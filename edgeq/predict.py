@@ -20,11 +20,11 @@ from edgeq.certify import certify
 from edgeq.check_saturation import PRECISION
 from edgeq.contrib_codes import standardize
 from edgeq.cpus import Cpu
-from edgeq.errors import EdgeqError
+from edgeq.errors import EdgeqError, UnpredictableError
 from edgeq.graph import constant
 from edgeq.operators import OPERATORS
 from edgeq.operators.binding import Kernel, bind
-from edgeq.operators.runtime_kernels import UnpredictableError, kernels
+from edgeq.operators.runtime_kernels import kernels
 from edgeq.optimized import optimize
 from edgeq.runtime import NO_OPTIONS
 from edgeq.targeting import Capabilities

@@ -24,6 +24,7 @@ from edgeq.predict import Arrays, Prediction
 from edgeq.runtime import make_session, run
 from edgeq.targets.ort_cpu import tap
 
+HERE = "this machine's"
 SHOWN = 10  # tensors and nodes in the text; the JSON has all
 
 
@@ -78,6 +79,11 @@ class PredictedCheck:
         if self.unknown:
             text.append(f"{len(self.unknown)} tensors cannot be predicted, because of")
             text += [f"  {node}: {reason}" for node, reason in list(self.reasons.items())[:SHOWN]]
+            hidden = len(self.reasons) - SHOWN
+            text += [f"  and {hidden} nodes more"] if hidden > 0 else []
+            if self.against == HERE:
+                text.append(f"edgeq lint {self.source} --fix -o FIXED.onnx writes many of them so")
+                text[-1] += " that every CPU makes the same bits"
         verdict = "FAILED" if self.mismatches else "not known: something is not predicted"
         text.append(verdict if self.exit_status else "ok: the same bits there")
         return text
@@ -119,7 +125,7 @@ def predict_check(
         raise DataError("--as on a model needs --inputs X.npz; a bundle has golden inputs")
     model = as_deployed(path)
     tapped = tap(model, code_names(model))
-    result = PredictedCheck(str(source), chosen.name, "this machine's")
+    result = PredictedCheck(str(source), chosen.name, HERE)
     prediction, session = Prediction(tapped, chosen), make_session(tapped)
     for number, feeds in enumerate(
         open_samples(inputs, inputs=input_specs(model), limit=runs or None)

@@ -126,6 +126,14 @@ def operand(value: ir.Value | None) -> Operand | None:
     return None if qparams is None else Operand(codes, qparams, node)
 
 
+def constant_reals(value: ir.Value | None) -> NDArray[Any] | None:
+    """Return a constant, or what a DequantizeLinear with constants makes of constant codes."""
+    found = operand(value)
+    if found is None or found.array is None:
+        return constant(value)
+    return found.qparams.dequantize(found.array)
+
+
 def result(value: ir.Value) -> Result | None:
     """Return how `value` is quantized; `None` unless one QuantizeLinear is all that reads it."""
     node = sole_consumer(value)
@@ -148,6 +156,25 @@ def quantize_node(node: ir.Node) -> Result | None:
         return None
     qparams = _qparams(node, qtype, None if value.shape is None else len(value.shape))
     return None if qparams is None else Result(qparams, node)
+
+
+def is_requantization(node: ir.Node) -> bool:
+    """Whether `node` ends QuantizeLinear - DequantizeLinear - QuantizeLinear and is dequantized.
+
+    Only where each value in between has one reader; only then are the pairs merged.
+    """
+    if node.op_type != "QuantizeLinear" or node.domain:
+        return False
+    value = node.inputs[0]
+    for op_type in ("DequantizeLinear", "QuantizeLinear"):
+        source = None if value is None else value.producer()
+        if source is None or source.op_type != op_type or source.domain:
+            return False
+        if sole_consumer(source.outputs[0]) is None:
+            return False
+        value = source.inputs[0]
+    reader = sole_consumer(node.outputs[0])
+    return reader is not None and reader.op_type == "DequantizeLinear"
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,6 +82,15 @@ RULES = (
         "unsigned-codes",
     ),
     Rule(
+        "dynamic-scale",
+        "Scales are constants: models are quantized statically.",
+        "DynamicQuantizeMatMul saturates u8 * s8 on x86 without VNNI, and its multiply-add is fused"
+        " on Arm; there is no formula of it to prove or predict.",
+        "Quantize with calibration data: quantize_static, or edgeq compile from the float model.",
+        ALL,
+        linear_checks.dynamic_scale,
+    ),
+    Rule(
         "matmul-bias",
         "A MatMul with constant weights and a bias is a Gemm between Reshapes.",
         "MatMul and Add run as MatMulIntegerToFloat, whose multiply-add is fused on some CPUs, or"
@@ -89,6 +98,7 @@ RULES = (
         "Reshape - Gemm - Reshape, with an int32 bias.",
         ALL,
         linear_checks.matmul_bias,
+        "unit-products",
     ),
     Rule(
         "zero-point-input",
@@ -175,8 +185,9 @@ RULES = (
     ),
     Rule(
         "fused-softmax",
-        "Softmax does not stand between DequantizeLinear and QuantizeLinear.",
-        "QLinearSoftmax multiplies by floor(1 / sy): wrong unless that is an integer.",
+        "Softmax is neither fused nor in float.",
+        "QLinearSoftmax multiplies by floor(1 / sy): wrong unless that is an integer. In float, exp"
+        " and the order of the sum are each CPU's.",
         "Write it with a table of integers, ReduceSum and Div.",
         ALL,
         fusion_checks.softmax,
@@ -191,6 +202,7 @@ RULES = (
         "Quantize once, or set session.disable_double_qdq_remover=1.",
         ALL,
         fusion_checks.requantization,
+        "tabulate-requantization",
         option="session.disable_double_qdq_remover",
     ),
     Rule(
@@ -201,6 +213,15 @@ RULES = (
         ALL,
         float_checks.off_grid_sum,
         "unit-scales",
+    ),
+    Rule(
+        "float-normalization",
+        "Normalisations of codes are written with exact sums.",
+        "LayerNormalization and its relatives add reals, in an order that each CPU chooses.",
+        "Sum the codes as integers, and give QuantizeLinear a scale for each row.",
+        ALL,
+        float_checks.normalization_in_float,
+        "exact-normalization",
     ),
     Rule(
         "float-function",

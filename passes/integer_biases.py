@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.graph import Editor, constant
+from edgeq.graph import Editor
 from edgeq.passing import Context, Pass
-from edgeq.qdq import operand
+from edgeq.qdq import constant_reals, operand
 
 LIMIT = 2**30
 
@@ -71,9 +71,7 @@ def _quantize(node: ir.Node, editor: Editor) -> bool:
 def _reals(node: ir.Node) -> NDArray[np.float32] | None:
     """Return the constant bias, one element for each channel."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
-    found, array = operand(value), constant(value)
-    if found is not None and found.array is not None:
-        array = found.qparams.dequantize(found.array)
+    array = constant_reals(value)
     if array is None or array.dtype != np.float32 or array.size != max(array.shape, default=0):
         return None
     return np.asarray(array.reshape(-1), np.float32)

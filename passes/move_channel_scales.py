@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.graph import Editor, constant, consumers, int_attribute, sole_consumer
+from edgeq.graph import Editor, consumers, int_attribute, sole_consumer
 from edgeq.passing import Context, Pass
-from edgeq.qdq import Operand, Result, operand, quantize_node
+from edgeq.qdq import Operand, Result, constant_reals, operand, quantize_node
 
 Scales = NDArray[np.float32]
 
@@ -96,10 +96,7 @@ def _plain_bias(conv: ir.Node) -> bool:
 
 
 def _bias(conv: ir.Node) -> NDArray[np.float32] | None:
-    found = operand(conv.inputs[2])
-    if found is not None and found.array is not None:
-        return found.qparams.dequantize(found.array)
-    return constant(conv.inputs[2])
+    return constant_reals(conv.inputs[2])
 
 
 def _scale(conv: ir.Node, factor: Scales, editor: Editor, *, scales_bias: bool) -> None:

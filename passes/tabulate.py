@@ -15,7 +15,6 @@ are all far from rounding ties (`edgeq.proofs.certify_unary`).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from edgeq.functions import float64_function
 from edgeq.graph import Editor, remove_dead, take_output
 from edgeq.look_up import look_up
-from edgeq.numerics.qtype import QType
+from edgeq.numerics.qtype import all_codes
 from edgeq.passing import Context, Pass
 from edgeq.proofs import certify_unary
 from edgeq.qdq import Operand, Result, limited_codes, operand, result
@@ -59,15 +58,6 @@ class Tabulate(Pass):
                 done += 1
         remove_dead(model.graph)
         return done
-
-
-def all_codes(qtype: QType) -> NDArray[Any]:
-    """Return every code of an 8- or 16-bit format, in the order of a table's index.
-
-    A negative index counts from the end: behind 127 come -128, -127, ...
-    """
-    unsigned = np.uint8 if qtype.bits == 8 else np.uint16
-    return np.arange(2**qtype.bits).astype(unsigned).view(qtype.dtype)
 
 
 def _stays_float(region: UnaryRegion, x: Operand, y: Result | None) -> bool:

@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeq.graph import Editor, constant, consumers, int_attribute, take_output
+from edgeq.graph import Editor, consumers, int_attribute, take_output
 from edgeq.passing import Context, Pass
-from edgeq.qdq import Operand, limit_behind, linear_group, operand
+from edgeq.qdq import Operand, constant_reals, limit_behind, linear_group, operand
 
 LINEAR = ("Conv", "Gemm", "MatMul")
 EXACT = 2**24
@@ -79,9 +79,7 @@ def _plain(node: ir.Node, w: Operand) -> bool:
 
 
 def _bias(value: ir.Value | None) -> NDArray[np.float32] | None:
-    found, array = operand(value), constant(value)
-    if found is not None and found.array is not None:
-        array = found.qparams.dequantize(found.array)
+    array = constant_reals(value)
     return None if array is None or array.size != max(array.shape, default=0) else array
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from edgeq.cli import app
 from edgeq.cpus import CPUS
 from edgeq.fix import fix
-from edgeq.lint import lint
+from edgeq.lint import lint, to_text
 from edgeq.opening import open_model
 from edgeq.passing import pass_names
 from edgeq.predict import Prediction
@@ -28,6 +28,9 @@ BIAS = RNG.uniform(-1, 1, 8).astype(np.float32)
 DENSE = RNG.integers(-128, 128, (64, 24)).astype(np.int8)
 PAIR = "xd = DequantizeLinear(x, sx, zx) vd = DequantizeLinear(v, sv, zx)"
 V = np.roll(X, 5)
+MATMUL = "xd = DequantizeLinear(x, sx, zx) wd = DequantizeLinear(w, sw, zw) m = MatMul(xd, wd)"
+BIAS24 = RNG.uniform(-1, 1, 24).astype(np.float32)
+ROWS = RNG.integers(0, 256, (2, 17, 64)).astype(np.uint8)
 
 # name: (model, feeds, how far a real may move; 0 where every bit of the definition stays). Where
 # float sums are integer ones afterwards, a few codes move by one.
@@ -68,6 +71,33 @@ BROKEN: dict[str, Any] = {
     "a function near a tie": (
         build("xd = DequantizeLinear(x, sx, zx) r = Tanh(xd) y = Neg(r)", BASE, IMAGE, "float y"),
         {"x": X}, 1e-6,
+    ),
+    "a bias behind a MatMul": (
+        build(f"{MATMUL} r = Add(m, b) y = QuantizeLinear(r, sy, zy)",
+              {**BASE, "w": DENSE, "b": BIAS24, "sy": f32(0.9)}, "uint8[N,17,64] x"),
+        {"x": ROWS}, 0.3,
+    ),
+    "a MatMul of reals": (
+        build(f"{MATMUL} y = Neg(m)", {**BASE, "w": DENSE}, "uint8[2,17,64] x", "float y"),
+        {"x": ROWS}, 1e-3,
+    ),
+    "codes quantized again": (
+        build("r = Relu(x) q = QuantizeLinear(r, sx, zx) d = DequantizeLinear(q, sx, zx)"
+              " p = QuantizeLinear(d, sw, zy) y = DequantizeLinear(p, sw, zy)",
+              {**BASE, "zy": u8(20)}, "float[1000] x", "float y"),
+        {"x": np.linspace(-30, 30, 1000).astype(np.float32)}, 0,
+    ),
+    "a normalisation with quantized parameters": (
+        build("xd = DequantizeLinear(x, sx, zx) gd = DequantizeLinear(g, sw, zw)"
+              " r = LayerNormalization(xd, gd, b) y = QuantizeLinear(r, sw, zy)",
+              {**BASE, "g": np.arange(-12, 12).astype(np.int8), "b": BIAS24, "zy": u8(128)},
+              "uint8[N,17,24] x"),
+        {"x": ROWS[..., :24]}, 0.3,
+    ),
+    "a Softmax of reals": (
+        build("xd = DequantizeLinear(x, sx, zx) y = Softmax(xd)", BASE, "uint8[2,17,64] x",
+              "float y"),
+        {"x": ROWS}, 1e-5,
     ),
     "no zero points": (
         build("xd = DequantizeLinear(x, sx) wd = DequantizeLinear(w, sw) c = Gemm(xd, wd)"
@@ -137,11 +167,25 @@ def test_what_needs_data_stays_a_finding():
     assert [f.rule for f in made.left] == ["float-product"] and "input" in made.left[0].detail
 
 
+def test_what_is_left_is_not_said_to_be_fixed():
+    body = "q, s, z = DynamicQuantizeLinear(x) m = MatMulInteger(q, w, z) f = Cast<to=1>(m)"
+    model = open_model(build(f"{body} y = Mul(f, s)", {"w": DENSE}, "float[5,64] x", "float y"))
+    left = fix(model).left
+    assert {f.rule for f in left} == {"dynamic-scale"} and len(left) == 2
+    assert "chosen at run time" in left[0].detail
+    reals = open_model(
+        build("y = LayerNormalization(x, g)", {"g": BIAS24}, "float[3,24] x", "float y")
+    )
+    text = to_text(fix(reals).left, left=True)
+    assert "(--fix cannot here)" in text and "--fix does" not in text
+    assert "its input does not come straight from a DequantizeLinear" in text
+
+
 def test_rewrites_are_passes():
     named = {step.name for rule in RULES for step in parse_steps(rule.rewrite)}
     assert named <= set(pass_names()) and len(named) >= 8
     assert {rule.id for rule in RULES if not rule.rewrite} == {
-        "matmul-bias", "bias-range", "denormal", "requantization", "gather-table",
+        "dynamic-scale", "bias-range", "denormal", "gather-table",
     }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ LAYERS = {
     " elementwise_nodes unary_regions"
     " accumulators counts run_time_shapes symbolic_shapes",
     "recipe": "recipe bit_choice bit_program",
-    "operators": "operators operators.* float_sums",
+    "operators": "operators operators.* float_sums proofs",
     "simulate": "axis_sources simulate stimuli fidelity softmax_bias quantized_attention trajectory"
     " index_tables",
     "in and out": "runtime optimized npz feeds spool user_code data metrics language load"
@@ -50,7 +50,7 @@ LAYERS = {
     "passing": "passing bit_formats bit_latency bit_layers bit_measure bit_search"
     " tasks noise_sources request request_names"
     " channel_sites channel_noise channel_units"
-    " proofs code_plan group_ranges seen_values softmax_bias_form softmax_row_form",
+    " code_plan group_ranges seen_values softmax_bias_form softmax_row_form",
     "learning": "learning learning.*",
     "tvm": "tvm tvm.*",
     "passes!": "passes passes.* targets targets.*",

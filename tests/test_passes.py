@@ -57,7 +57,7 @@ FLOAT_PASSES = (
 # What they leave is the same function, bit by bit.
 EXACT_PASSES = (
     "conv-transpose", "dequantize-late", "fold-clip", "lower-prelu", "store-codes",
-    "unsigned-codes", "zero-points",
+    "tabulate-requantization", "unsigned-codes", "zero-points",
 )  # fmt: skip
 # They decide by samples, or by the decisions of others: tables of texts show nothing.
 TESTED_BY_SAMPLES = {

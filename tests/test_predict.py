@@ -86,6 +86,18 @@ MODELS: dict[str, Any] = {
     "concat": (
         PAIR + "r = Concat<axis=1>(xd, vd)" + Q, IMAGES, {"x": X, "v": V}, {}, "QLinearConcat",
     ),
+    "softmax": (
+        DQ + "r = Softmax<axis=-1>(xd)" + Q, "uint8[40,64] x", {"x": A}, {"sy": f32(1 / 255)},
+        "QLinearSoftmax",
+    ),
+    "softmax, another axis": (
+        DQ + "r = Softmax<axis=1>(xd)" + Q, "uint8[2,4,64,64] x", {"x": X},
+        {"sy": f32(0.013), "zy": u8(9), "sx": f32(0.02)}, "QLinearSoftmax",
+    ),
+    "sigmoid": (
+        DQ + "r = Sigmoid(xd)" + Q, "uint8[2,4,64,64] x", {"x": X},
+        {"sx": f32(2), "sy": f32(1 / 64)}, "QLinearSigmoid",
+    ),
     "leaky": (
         DQ + "r = LeakyRelu<alpha=0.1>(xd)" + Q,
         "uint8[2,4,64,64] x", {"x": X}, {}, "QLinearLeakyRelu",

@@ -11,9 +11,11 @@ import onnx_ir as ir
 import pytest
 
 from edgeq.certify import certify
+from edgeq.check_saturation import saturates
 from edgeq.lint import lint
 from edgeq.numerics.affine import quantize
 from edgeq.numerics.fma import fma
+from edgeq.numerics.ort_kernels import AVX2, host_cpu
 from edgeq.numerics.qtype import UINT8
 from edgeq.numerics.requantize import requantize
 from edgeq.targeting import Capabilities
@@ -51,6 +53,26 @@ def test_int8_activations_stay_float() -> None:
     proto = conv(inputs="int8[2,4,64,64] x", outputs="int8 y", zx=s8(3), zy=s8(4))
     breaks(proto, "uint8-activations")
     assert differing(proto, {"x": X.astype(np.int8)}) > 0
+
+
+def test_a_dynamic_scale_saturates_without_vnni_and_is_fused_on_arm() -> None:
+    """What runs is one operator, whatever the nodes say."""
+    body = "q, s, z = DynamicQuantizeLinear(x) m = MatMulInteger(q, w, z) f = Cast<to=1>(m)"
+    body += " k = Mul(s, sw) h = Mul(f, k) y = Add(h, b)"
+    arrays = {"w": RNG.integers(-127, 128, (64, 24)).astype(np.int8), "sw": f32(0.01),
+              "b": RNG.uniform(-1, 1, 24).astype(np.float32)}  # fmt: skip
+    proto = build(body, arrays, "float[200,64] x", "float y")
+    found = findings(proto, "dynamic-scale")
+    assert [f.node for f in found] == ["DynamicQuantizeLinear_0", "MatMulInteger_1"]
+    x = RNG.normal(size=(200, 64)).astype(np.float32)
+    step = (x.max() - x.min()) / np.float32(255)
+    codes = np.rint(x / step) + np.rint(-x.min() / step)
+    acc = (codes - np.rint(-x.min() / step)).astype(np.float64) @ arrays["w"].astype(np.float64)
+    acc32, scale = acc.astype(np.float32), np.asarray(step * arrays["sw"], np.float32)
+    apart, fused = acc32 * scale + arrays["b"], fma(acc32, scale, arrays["b"])
+    assert (apart != fused).sum() > 100  # Arm rounds once
+    if host_cpu() == AVX2 and not saturates():
+        assert on_runtime(proto, {"x": x})[0].tobytes() == apart.tobytes()
 
 
 def test_weights_of_minus_128_overflow_on_arm_without_dot_product() -> None:

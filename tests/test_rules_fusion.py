@@ -181,6 +181,34 @@ def test_other_sums_off_the_grid(call: str) -> None:
     assert (found != scaled).sum() > found.size // 100
 
 
+def test_a_normalisation_in_float_depends_on_the_order_of_its_sums() -> None:
+    body = "xd = DequantizeLinear(x, s, zx) y = LayerNormalization(xd, gamma)"
+    arrays = {"s": f32(0.0123), "zx": u8(10), "gamma": np.ones(49, np.float32)}
+    x = RNG.integers(0, 256, (300, 49)).astype(np.uint8)
+    proto = build(body, arrays, "uint8[300,49] x", "float y")
+    assert breaks(proto, "float-normalization").rewrite == "exact-normalization"
+    (found,) = on_runtime(proto, {"x": x})
+    real = (x.astype(np.float32) - 10) * np.float32(0.0123)
+    total, squares = np.zeros((2, 300, 1), np.float32)
+    for column in range(49):
+        total += real[:, column : column + 1]
+        squares += real[:, column : column + 1] ** 2
+    mean = total / np.float32(49)
+    spread = np.sqrt(squares / np.float32(49) - mean * mean + np.float32(1e-5))
+    assert (found != (real - mean) / spread).sum() > 1000
+    reals = build("y = LayerNormalization(x, x)", {}, "float[49] x", "float y")
+    assert "no constants" in breaks(reals, "float-normalization").detail
+    reals = build("y = LayerNormalization(x, gamma)", arrays, "float[3,49] x", "float y")
+    assert "straight from" in breaks(reals, "float-normalization").detail
+
+
+def test_a_softmax_in_float_is_each_cpus() -> None:
+    body = "xd = DequantizeLinear(x, sx, zx) y = Softmax(xd)"
+    proto = build(body, BASE, "uint8[500,30] x", "float y")
+    breaks(proto, "fused-softmax")
+    assert differing(proto, {"x": RNG.integers(0, 256, (500, 30)).astype(np.uint8)}) > 0
+
+
 def test_functions_are_not_correctly_rounded() -> None:
     proto = build("xd = DequantizeLinear(x, sx, zx) y = Exp(xd)", BASE, "uint8[256] x", "float y")
     breaks(proto, "float-function")
@@ -212,7 +240,7 @@ def test_every_rule_is_broken_here() -> None:
     text = "".join(texts)
     missing = [rule.id for rule in RULES if text.count(f'"{rule.id}"') < 1]
     assert missing == []
-    assert len({rule.id for rule in RULES}) == len(RULES) == 19
+    assert len({rule.id for rule in RULES}) == len(RULES) == 21
 
 
 def test_findings_are_text_and_json() -> None:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from edgeq.certify import certify
 from edgeq.functions import FUNCTIONS, float64_function
 from edgeq.numerics.affine import QParams
-from edgeq.numerics.qtype import QTYPES
+from edgeq.numerics.qtype import QTYPES, all_codes
 from edgeq.numerics.scale import choose_qparams
 from edgeq.onnx_api import infer_shapes
-from edgeq.passes.tabulate import FAST_FUNCTIONS, all_codes
+from edgeq.passes.tabulate import FAST_FUNCTIONS
 from edgeq.passing import Context, run_pipeline
 from edgeq.proofs import certify_unary
 from edgeq.qdq import quantized_tensors

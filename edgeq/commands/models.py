@@ -156,7 +156,7 @@ def lint(
         entry |= {"output": str(output), "rewrites": done}
         entry["left"] = [finding.as_json() for finding in findings]
         passes = ", ".join(f"{name} {count}" for name, count in done.items()) or "none"
-        text = f"{to_text(findings)}\n" if findings else ""
+        text = f"{to_text(findings, left=True)}\n" if findings else ""
         text += f"{broken} findings, {len(findings)} left; rewrites: {passes}\n{output}"
     if as_json:
         print_json(entry)

@@ -11,9 +11,11 @@ multiply: `real = number * scale`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -129,3 +131,12 @@ def qtype_of(dtype: np.dtype[np.generic]) -> QType:
         KeyError: `dtype` is not a quantized storage format.
     """
     return TENSOR_TYPES[dtype.name.replace("_", "")]
+
+
+def all_codes(qtype: QType) -> NDArray[Any]:
+    """Return every code of an 8- or 16-bit format, in the order of a table's index.
+
+    A negative index counts from the end: behind 127 come -128, -127, ...
+    """
+    unsigned = np.uint8 if qtype.bits == 8 else np.uint16
+    return np.arange(2**qtype.bits).astype(unsigned).view(qtype.dtype)

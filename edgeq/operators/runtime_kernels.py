@@ -14,22 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.cpus import Cpu
-from edgeq.errors import EdgeqError
+from edgeq.errors import UnpredictableError
 from edgeq.numerics import ort_kernels as k
-from edgeq.numerics.affine import QParams
 from edgeq.numerics.fma import fma
-from edgeq.numerics.qtype import qtype_of
 from edgeq.numerics.requantize import multiplier, requantize
 from edgeq.numerics.saturating import lost_products
 from edgeq.numerics.windows import AutoPad, Windows, at, pad, windows
 from edgeq.operators.binding import Operator
 from edgeq.operators.pooling import window_counts
+from edgeq.operators.runtime_functions import FUNCTIONS, of_result, per_tensor
 
 Array = NDArray[Any]
-
-
-class UnpredictableError(EdgeqError):
-    """What a kernel computes of these codes is not written down."""
 
 
 def kernels(cpu: Cpu) -> Mapping[str, Operator]:
@@ -42,9 +37,9 @@ def kernels(cpu: Cpu) -> Mapping[str, Operator]:
         "QLinearConcat": Operator(_concat),
         "QLinearConv": Operator(_with(cpu, _conv)),
         "QLinearGlobalAveragePool": Operator(_global_average_pool),
-        "QLinearLeakyRelu": Operator(_leaky_relu),
         "QLinearMatMul": Operator(_with(cpu, _matmul)),
         "QLinearMul": Operator(_with(_kinds(k.MUL_KERNELS, cpu), _binary)),
+        **{name: Operator(function) for name, function in FUNCTIONS.items()},
     }
 
 
@@ -57,18 +52,6 @@ def _with(first: object, function: Callable[..., Array]) -> Callable[..., Array]
 
 def _kinds(rows: tuple[k.BinaryKernel, ...], cpu: Cpu) -> Mapping[str, k.Binary]:
     return {row.order: row.compute for row in rows if row.cpu == cpu.kernels}
-
-
-def per_tensor(scale: Array, zero_point: Array | None, dtype: np.dtype[Any]) -> QParams:
-    """Return the parameters of a tensor whose codes have `dtype`."""
-    zero = np.zeros((), np.int32) if zero_point is None else zero_point.astype(np.int32)
-    scale = np.asarray(scale, np.float32).reshape(())
-    return QParams(qtype_of(dtype), scale, zero.reshape(()))
-
-
-def _of_result(scale: Array, zero_point: Array | None, codes: Array) -> QParams:
-    dtype = codes.dtype if zero_point is None else zero_point.dtype
-    return per_tensor(scale, zero_point, dtype)
 
 
 # -- products --------------------------------------------------------------------------------------
@@ -117,7 +100,7 @@ def _matmul(
     cpu: Cpu, a: Array, sa: Array, za: Array, b: Array, sb: Array, zb: Array, sy: Array, zy: Array
 ) -> Array:
     acc = product(cpu, a, za, b, zb)
-    y = _of_result(sy, zy, a)
+    y = of_result(sy, zy, a)
     return requantize(acc, multiplier(_flat(sa), _flat(sb), y.scale), y.zero_point, y.qtype, -1)
 
 
@@ -161,7 +144,7 @@ def _gemm(
     scale = np.asarray(np.float32(alpha) * _flat(sa) * _flat(sb), np.float32)
     if sy is None:
         return np.asarray(acc.astype(np.float32) * scale)
-    y = _of_result(sy, zy, a)
+    y = of_result(sy, zy, a)
     return requantize(acc, np.asarray(scale / y.scale), y.zero_point, y.qtype, -1)
 
 
@@ -206,7 +189,7 @@ def _conv(
         acc[:, mine] = found.reshape(len(x), -1, made).swapaxes(1, 2)
     if bias is not None:
         acc += bias[:, None]
-    y = _of_result(sy, zy, x)
+    y = of_result(sy, zy, x)
     codes = requantize(acc, multiplier(_flat(sx), _flat(sw), y.scale), y.zero_point, y.qtype, 1)
     return np.asarray(codes).reshape(len(x), len(w), *layout.output)
 
@@ -234,7 +217,7 @@ def _binary(
 ) -> Array:
     compute = kinds.get(_order(a.shape, b.shape), kinds[""])
     a_params, b_params = per_tensor(sa, za, a.dtype), per_tensor(sb, zb, b.dtype)
-    return compute(a, a_params, b, b_params, _of_result(sy, zy, a))
+    return compute(a, a_params, b, b_params, of_result(sy, zy, a))
 
 
 def _order(a: tuple[int, ...], b: tuple[int, ...]) -> str:
@@ -260,21 +243,6 @@ def _concat(sy: Array, zy: Array, *operands: Array, axis: int) -> Array:
     return np.concatenate(parts, axis)
 
 
-def _leaky_relu(
-    x: Array,
-    sx: Array,
-    zx: Array | None,
-    sy: Array,
-    zy: Array | None = None,
-    *,
-    alpha: float = 0.01,
-) -> Array:
-    params, y = per_tensor(sx, zx, x.dtype), _of_result(sy, zy, x)
-    factor = np.float32(alpha)
-    table = k.lookup_table(lambda r: np.where(r >= 0, r, r * factor), params, y)
-    return np.asarray(table[x.astype(np.int32) - params.qtype.qmin])
-
-
 # -- pools -----------------------------------------------------------------------------------------
 
 
@@ -296,7 +264,7 @@ def _average_pool(
     if tuple(x.shape[2:]) == tuple(kernel_shape) and not any(pads):
         return _global_average_pool(x, sx, zx, sy, zy)
     del channels_last
-    params, y = per_tensor(sx, zx, x.dtype), _of_result(sy, zy, x)
+    params, y = per_tensor(sx, zx, x.dtype), of_result(sy, zy, x)
     layout = windows(x.shape[2:], kernel_shape, strides, (), pads, auto_pad, bool(ceil_mode))
     padded = pad(params.dequantize(x), layout)
     first, *others = layout.offsets()
@@ -318,7 +286,7 @@ def _global_average_pool(
     channels_last: int = 0,
 ) -> Array:
     del channels_last
-    params, y = per_tensor(sx, zx, x.dtype), _of_result(sy, zy, x)
+    params, y = per_tensor(sx, zx, x.dtype), of_result(sy, zy, x)
     count = int(np.prod(x.shape[2:]))
     axes = tuple(range(2, x.ndim))
     acc = x.astype(np.int64).sum(axes, keepdims=True) - count * int(params.zero_point)
