@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from edgeq.data import FeedSamples
 from edgeq.lint import NOTHING_SET, Finding, lint
+from edgeq.longest import MAX_DIM
 from edgeq.onnx_api import infer_shapes
 from edgeq.passing import Context, PassRecord, run_pipeline
 from edgeq.recipe import load_recipe
@@ -42,18 +43,20 @@ class Fixed:
     left: tuple[Finding, ...]
 
 
-def fix(model: ir.Model, capabilities: Capabilities = NOTHING_SET) -> Fixed:
+def fix(model: ir.Model, capabilities: Capabilities = NOTHING_SET, max_dim: int = MAX_DIM) -> Fixed:
     """Rewrite `model` in place by the rules that it breaks.
 
     Args:
         model: A QDQ model, shapes inferred.
         capabilities: Of the target; rules that its session options satisfy are left out.
+        max_dim: No axis that the model leaves open is longer at run time.
     """
-    context = Context(recipe=load_recipe("int8", {}), capabilities=EXACT, samples=_NONE)
+    recipe = load_recipe("int8", {})
+    context = Context(recipe=recipe, capabilities=EXACT, samples=_NONE, max_dim=max_dim)
     records: list[PassRecord] = []
     rewrites = {rule.id: rule.rewrite for rule in (*RULES, UNPROVEN)}
     for _ in range(ROUNDS):
-        broken = {finding.rule for finding in lint(model, capabilities)}
+        broken = {finding.rule for finding in lint(model, capabilities, max_dim=max_dim)}
         wanted = {step.name for rule in broken for step in parse_steps(rewrites[rule])}
         names = [name for name in ORDER if name in wanted or (wanted and name == "store-codes")]
         made = run_pipeline(", ".join(names), model, context) if names else []
@@ -61,4 +64,4 @@ def fix(model: ir.Model, capabilities: Capabilities = NOTHING_SET) -> Fixed:
         if not any(record.rewrites for record in made):
             break
         infer_shapes(model)
-    return Fixed(tuple(records), lint(model, capabilities))
+    return Fixed(tuple(records), lint(model, capabilities, max_dim=max_dim))

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from edgeq.breach import Breach
-from edgeq.certify import certify
+from edgeq.certify import Certificate, certify
 from edgeq.cpus import in_words
 from edgeq.graph import clone, constant
+from edgeq.longest import MAX_DIM
 from edgeq.passes.store_codes import store_codes
 from edgeq.rules import RULES, UNPROVEN, Rule
 from edgeq.targeting import EXACT, Capabilities
@@ -55,7 +56,10 @@ class Finding:
 
 
 def lint(
-    model: ir.Model, capabilities: Capabilities = NOTHING_SET, rules: tuple[Rule, ...] = RULES
+    model: ir.Model,
+    capabilities: Capabilities = NOTHING_SET,
+    rules: tuple[Rule, ...] = RULES,
+    max_dim: int = MAX_DIM,
 ) -> tuple[Finding, ...]:
     """Return every place where `model` breaks a rule, in graph order.
 
@@ -65,6 +69,7 @@ def lint(
         model: A QDQ model of any tool; shapes inferred, or the sizes of images are not known.
         capabilities: Of the target; rules that its session options satisfy are left out.
         rules: Which rules to hold against the model.
+        max_dim: No axis that the model leaves open is longer at run time.
     """
     if any(_quantizes_constant(node) for node in model.graph):
         model = clone(model)
@@ -77,15 +82,15 @@ def lint(
         for rule in open_rules
         for breach in rule.check(node)
     ]
-    return (*findings, *_unproven(model, capabilities, {finding.node for finding in findings}))
+    certificate = certify(model, replace(EXACT, session_options=options), max_dim)
+    return (*findings, *_unproven(model, certificate, {finding.node for finding in findings}))
 
 
 def _unproven(
-    model: ir.Model, capabilities: Capabilities, named: Collection[str]
+    model: ir.Model, certificate: Certificate, named: Collection[str]
 ) -> Iterator[Finding]:
     """Yield a finding for each node without a proof that no other finding names."""
-    proofs = certify(model, replace(EXACT, session_options=capabilities.session_options)).proofs
-    for node, proof in zip(model.graph, proofs, strict=True):
+    for node, proof in zip(model.graph, certificate.proofs, strict=True):
         if proof.kind == "unproven" and _name(node) not in named:
             value = node.outputs[0].name or ""
             yield _finding(UNPROVEN, node, Breach(value, f"{node.op_type}: {proof.detail}"))

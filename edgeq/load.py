@@ -25,7 +25,7 @@ from edgeq.old_opsets import keep_old_meaning
 from edgeq.onnx_api import SMALL, check_model, convert_opset, infer_shapes
 from edgeq.refused_operators import REFUSED, why_refused
 from edgeq.tensor_check import check_tensors
-from edgeq.to_float32 import to_float32
+from edgeq.to_float32 import HALF, OTHER_FLOATS, to_float32
 
 OLDEST_OPSET = 7
 QUANTIZED_OPS = frozenset(
@@ -103,7 +103,9 @@ def normalize(model: ir.Model, title: str) -> Loaded:
         notes.append(f"{len(listed)} initializers are no longer listed as inputs")
         model.graph.inputs[:] = [v for v in model.graph.inputs if not v.is_initializer()]
     model = _convert(model, title, notes)
-    notes += to_float32(model)
+    # What a quantized model adds up in float64 is exact there, and would not be in float32.
+    quantized = any(map(is_quantized_op, _nodes(model)))
+    notes += to_float32(model, HALF if quantized else OTHER_FLOATS)
     name_all(model)
     try:
         infer_shapes(model)

@@ -5,37 +5,38 @@ saturate (masks such as -1.8e308 must not become infinite).
 """
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-OTHER_FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-_NUMBERS = frozenset(int(dtype) for dtype in OTHER_FLOATS)
+HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+OTHER_FLOATS = (*HALF, ir.DataType.DOUBLE)
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type")
 
 
-def to_float32(model: ir.Model) -> list[str]:
-    """Convert `model` in place; return what was converted, as sentences."""
+def to_float32(model: ir.Model, kinds: Collection[ir.DataType] = OTHER_FLOATS) -> list[str]:
+    """Convert values of these types in place; return what was converted, as sentences."""
     converted: Counter[str] = Counter()
-    inputs = [v for v in model.graph.inputs if v.dtype in OTHER_FLOATS]
-    outputs = [v for v in model.graph.outputs if v.dtype in OTHER_FLOATS]
+    inputs = [v for v in model.graph.inputs if v.dtype in kinds]
+    outputs = [v for v in model.graph.outputs if v.dtype in kinds]
     notes = [f"input {v.name} is float32 now, was {_name(v.dtype)}" for v in inputs]
     notes += [f"output {v.name} is float32 now, was {_name(v.dtype)}" for v in outputs]
     graphs = list(model.graphs())
     for graph in graphs:
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is not None and tensor.dtype in OTHER_FLOATS:
+            if tensor is not None and tensor.dtype in kinds:
                 converted[_name(tensor.dtype)] += 1
                 value.const_value = _convert(tensor)
         for value in (*graph.inputs, *graph.initializers.values()):
-            _retype(value)
+            _retype(value, kinds)
         for node in graph:
             for output in node.outputs:
-                _retype(output)
-            _convert_attributes(node, converted)
+                _retype(output, kinds)
+            _convert_attributes(node, converted, kinds)
     return [f"{n} {kind} tensors converted to float32" for kind, n in sorted(converted.items())] + (
         notes
     )
@@ -45,19 +46,22 @@ def _name(dtype: ir.DataType | None) -> str:
     return "" if dtype is None else dtype.name.lower()
 
 
-def _retype(value: ir.Value) -> None:
-    if value.dtype in OTHER_FLOATS:
+def _retype(value: ir.Value, kinds: Collection[ir.DataType]) -> None:
+    if value.dtype in kinds:
         value.type = ir.TensorType(ir.DataType.FLOAT)
 
 
-def _convert_attributes(node: ir.Node, converted: Counter[str]) -> None:
+def _convert_attributes(
+    node: ir.Node, converted: Counter[str], kinds: Collection[ir.DataType]
+) -> None:
+    numbers = {int(kind) for kind in kinds}
     for name, attribute in list(node.attributes.items()):
         if attribute.type is ir.AttributeType.TENSOR:
             tensor = attribute.as_tensor()
-            if tensor.dtype in OTHER_FLOATS:
+            if tensor.dtype in kinds:
                 converted[_name(tensor.dtype)] += 1
                 node.attributes[name] = ir.AttrTensor(name, _convert(tensor))
-        elif name in _TYPE_ATTRIBUTES and attribute.value in _NUMBERS:
+        elif name in _TYPE_ATTRIBUTES and attribute.value in numbers:
             node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
 
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeq.errors import ModelError
 from edgeq.graph import to_bytes
 from edgeq.load import load_model, refuse_quantized
+from edgeq.simulate import Simulator
 from edgeq.to_float32 import narrow
 
 
@@ -161,6 +162,28 @@ def test_other_floats_become_float32(tmp_path, kind):
     assert f"output y is float32 now, was {kind}" in loaded.notes
     (y,) = run(loaded.model, x=np.ones((1, 2), np.float32))
     assert y.tolist() == [[2.0, -1.75]]
+
+
+def test_a_quantized_model_keeps_float64(tmp_path):
+    """Its sums are exact in float64; the bits of a bundle are those of its own types."""
+    proto = model_of(
+        """g (uint8[N,999] x) => (float[N,1] y)
+        <float s = {1}, uint8 z = {0}, int64[1] axes = {1}, double third = {3}> {
+          d = DequantizeLinear (x, s, z)
+          w = Cast <to = 11> (d)
+          m = Mul (w, w)
+          t = ReduceSum (m, axes)
+          q = Div (t, third)
+          y = Cast <to = 1> (q)
+        }"""
+    )
+    loaded = load_model(save(proto, tmp_path)).model
+    assert ir.DataType.DOUBLE in {out.dtype for node in loaded.graph for out in node.outputs}
+    x = np.full((1, 999), 255, np.uint8)
+    x[0, 0] = 2
+    expected = np.float32((998 * 255**2 + 4) / 3)
+    assert run(loaded, x=x)[0].item() == expected
+    assert Simulator(loaded).run({"x": x})["y"].item() == expected
 
 
 @pytest.mark.parametrize(

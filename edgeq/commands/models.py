@@ -133,8 +133,9 @@ def lint(
     from edgeq.bundle import open_bundle
     from edgeq.fix import fix
     from edgeq.graph import to_bytes
+    from edgeq.lint import NOTHING_SET, to_text
     from edgeq.lint import lint as find
-    from edgeq.lint import to_text
+    from edgeq.longest import MAX_DIM
     from edgeq.opening import open_model
     from edgeq.targeting import Capabilities
 
@@ -142,14 +143,16 @@ def lint(
         raise DataError("--fix and -o go together: the model is not changed where it is")
     if output is not None:
         check_file(output, ".onnx", force=force)
-    # What a session option remedies is no finding where a bundle sets the option.
-    options = open_bundle(model).manifest.session_options if Path(model).is_dir() else {}
-    opened, capabilities = open_model(model), Capabilities(session_options=options)
-    findings = find(opened, capabilities)
+    opened, capabilities, max_dim = open_model(model), NOTHING_SET, MAX_DIM
+    if Path(model).is_dir():  # what a session option remedies is no finding where it is set
+        manifest = open_bundle(model).manifest
+        max_dim = manifest.max_dim
+        capabilities = Capabilities(session_options=manifest.session_options)
+    findings = find(opened, capabilities, max_dim=max_dim)
     entry: dict[str, object] = {"model": model, "findings": [f.as_json() for f in findings]}
     text = to_text(findings) or "no rule is broken"
     if output is not None:
-        made = fix(opened, capabilities)
+        made = fix(opened, capabilities, max_dim)
         write_file(output, to_bytes(opened))
         done = {record.name: record.rewrites for record in made.records}
         broken, findings = len(findings), made.left
