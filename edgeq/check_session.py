@@ -51,9 +51,11 @@ def version_notes(manifest: Mapping[str, Any], found: str, any_version: bool) ->
     """Return notes about the version of onnxruntime.
 
     Raises:
-        CheckError: It lies outside the tested range and `any_version` is not set.
+        CheckError: It lies outside the tested range and `any_version` is not set, or there is none.
     """
     low, high = str(manifest["runtime"]["at_least"]), str(manifest["runtime"]["below"])
+    if not _version(low) or not _version(high):
+        raise CheckError(f"the manifest names no versions of onnxruntime: {low!r} to {high!r}")
     if _version(low) <= _version(found) < _version(high):
         return []
     text = f"onnxruntime {found} was not tested; this bundle holds for >= {low}, < {high}"
@@ -65,7 +67,7 @@ def version_notes(manifest: Mapping[str, Any], found: str, any_version: bool) ->
 def _version(text: str) -> tuple[int, ...]:
     parts = []
     for part in text.split("."):
-        digits = "".join(c for c in part if c.isdigit())
+        digits = "".join(c for c in part if c.isdecimal())[:9]
         if not digits:
             break
         parts.append(int(digits))
@@ -120,14 +122,14 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    for key, value in needed_options(manifest["session_options"]).items():
-        options.add_session_config_entry(key, str(value))
+    settings = needed_options(manifest["session_options"])
     model: str | bytes = str(artifact)
     if taps:
         model = artifact.read_bytes() + extra_outputs(manifest.get("taps", []))
-        key = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(key, str(artifact.parent))
+        settings |= {"session.model_external_initializers_file_folder_path": str(artifact.parent)}
     try:
+        for key, value in settings.items():
+            options.add_session_config_entry(key, str(value))
         session: Session = onnxruntime.InferenceSession(
             model, options, providers=["CPUExecutionProvider"]
         )
@@ -157,24 +159,28 @@ def extra_outputs(taps: Sequence[Mapping[str, str]]) -> bytes:
 
 
 def run_model(session: Session, names: Sequence[str], feeds: Arrays) -> list[NDArray[Any]]:
-    """Return the named outputs.
+    """Return the named outputs, or all.
 
     Raises:
         CheckError: The session refuses the feeds.
     """
     try:
-        return [np.asarray(value) for value in session.run(list(names), feeds)]
+        return [np.asarray(value) for value in session.run(list(names) or None, feeds)]
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise CheckError(f"onnxruntime cannot run the model: {error}") from error
 
 
 def measure(session: Session, feeds: Arrays, repeat: int | None) -> dict[str, float]:
-    """Return `first`, `median` and `p95` of the time of one run, in milliseconds."""
+    """Return `first`, `median` and `p95` of the time of one run, in milliseconds.
+
+    Raises:
+        CheckError: The session refuses the feeds.
+    """
     times: list[float] = []
     deadline = time.perf_counter() + (0.5 if repeat is None else float("inf"))
     while len(times) < 2 or (len(times) <= (repeat or 50) and time.perf_counter() < deadline):
         before = time.perf_counter()
-        session.run(None, feeds)
+        run_model(session, (), feeds)
         times.append((time.perf_counter() - before) * 1e3)
     first, rest = times[0], np.array(times[1:])
     return {

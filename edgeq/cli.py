@@ -63,7 +63,9 @@ class Commands(TyperGroup):
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    # Names of a model may hold what a terminal obeys.
+    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    print(f"error: {text}", file=sys.stderr)
     raise typer.Exit(status)
 
 

@@ -73,6 +73,8 @@ def _input_spec(
         raise ModelError(f"input {value.name!r} is {found}: only tensors of numbers can be fed")
     shape = value.shape
     dims = None if shape is None else tuple(d if isinstance(d, int) else None for d in shape)
+    if dims and dims[0] == 0:
+        raise ModelError(f"input {value.name!r} is a batch of 0: export it with a symbolic batch")
     dtype = np.dtype(np.uint8) if kind == "uint8" else dtype
     return InputSpec(str(value.name), dtype, dims, span, max_dim)
 

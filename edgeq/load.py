@@ -24,7 +24,7 @@ from edgeq.graph import OPSET, value_names
 from edgeq.old_opsets import keep_old_meaning
 from edgeq.onnx_api import SMALL, check_model, convert_opset, infer_shapes
 from edgeq.refused_operators import REFUSED, why_refused
-from edgeq.tensor_check import check_tensors
+from edgeq.tensor_check import check_shapes, check_tensors
 from edgeq.to_float32 import HALF, OTHER_FLOATS, to_float32
 
 OLDEST_OPSET = 7
@@ -94,6 +94,7 @@ def normalize(model: ir.Model, title: str) -> Loaded:
     if model.functions:
         notes.append(f"{len(model.functions)} functions inlined")
         model = onnx_passes.InlinePass()(model).model
+    check_shapes(model, title)
     set_aside(model)
     standardize(model.graph)
     _check_operators(model, title)
@@ -109,8 +110,9 @@ def normalize(model: ir.Model, title: str) -> Loaded:
     name_all(model)
     try:
         infer_shapes(model)
+        check_shapes(model, title)
         notes += decompose(model)
-    except onnx.shape_inference.InferenceError as error:
+    except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise ModelError(f"{title}: shapes do not fit together: {_first_line(error)}") from error
     return Loaded(model, tuple(notes))
 
@@ -223,7 +225,7 @@ def _check_operators(model: ir.Model, title: str) -> None:
 def _check_graph(model: ir.Model, title: str) -> None:
     try:
         check_model(model)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ir.serde.SerdeError) as error:
         raise ModelError(f"{title}: not a sound ONNX model: {_first_line(error)}") from error
 
 
@@ -238,7 +240,7 @@ def _convert(model: ir.Model, title: str, notes: list[str]) -> ir.Model:
         return model
     try:
         converted = convert_opset(model, OPSET)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(
             f"{title}: ONNX's version converter cannot bring opset {opset} to {OPSET}:"
             f" {_first_line(error)}; export the model anew with opset {OPSET}"

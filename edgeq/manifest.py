@@ -231,7 +231,7 @@ def load_manifest(folder: Path) -> Manifest:
         )
     except CheckError as error:
         raise BundleError(str(error)) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         path = folder / "manifest.json"
         raise BundleError(f"{path}: not a manifest that edgeq wrote: {error!r}") from error
 

@@ -20,7 +20,7 @@ from edgeq.certify import certify
 from edgeq.check_saturation import PRECISION
 from edgeq.contrib_codes import standardize
 from edgeq.cpus import Cpu
-from edgeq.errors import EdgeqError, UnpredictableError
+from edgeq.errors import EdgeqError, ModelError, UnpredictableError
 from edgeq.graph import constant
 from edgeq.operators import OPERATORS
 from edgeq.operators.binding import Kernel, bind
@@ -91,6 +91,9 @@ class Prediction:
             feeds: The inputs.
             known: What the CPU was seen to make, by name. The nodes behind such a value read it,
                 in place of its prediction.
+
+        Raises:
+            ModelError: The feeds do not fit the model; the message names the node.
         """
         env: dict[str, Array] = {**self._constants, **feeds}
         wanted = {str(value.name) for value in self.graph.outputs}
@@ -102,6 +105,8 @@ class Prediction:
                 except UnpredictableError as error:
                     self.unpredicted[step.name] = f"{step.op_type}: {error}"
                     results = ()
+                except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+                    raise ModelError(f"{step.op_type} node {step.name!r}: {error}") from error
                 made = dict(zip(step.outputs, map(np.asarray, results), strict=False))
                 found.update((name, value) for name, value in made.items() if name in wanted)
                 env.update(made)

@@ -121,6 +121,10 @@ def predict_check(
             return _bundle(path, chosen.name, runs)
         except CheckError as error:
             raise BundleError(str(error)) from error
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            # The manifest is not trusted, and these are what a wrong one leads to.
+            text = f"{path}: the manifest does not fit the bundle: {error!r}"
+            raise BundleError(text) from error
     if inputs is None:
         raise DataError("--as on a model needs --inputs X.npz; a bundle has golden inputs")
     model = as_deployed(path)

@@ -103,6 +103,10 @@ def _qparams(node: ir.Node, qtype: QType, ndim_axis: int | None) -> QParams | No
             if ndim_axis is None:
                 return None
             axis += ndim_axis
+        if axis < 0 or (ndim_axis is not None and axis >= ndim_axis):
+            return None
+    if zero_point.size not in (1, scale.size):
+        return None
     return QParams(qtype, scale, zero_point.astype(np.int32), axis)
 
 

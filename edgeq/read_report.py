@@ -27,7 +27,7 @@ def read_report(path: Path) -> Report:
         return report
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BundleError(f"{path}: not a report that this edgeq reads: {error}") from error
 
 

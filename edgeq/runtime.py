@@ -189,7 +189,10 @@ def _settings(options: Mapping[str, str], threads: int, level: str) -> Any:  # n
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.graph_optimization_level = LEVELS[level]
     for key, value in options.items():
-        settings.add_session_config_entry(key, value)
+        try:
+            settings.add_session_config_entry(key, value)
+        except (RuntimeError, TypeError) as error:
+            raise ModelError(f"session option {key!r}: {error}") from error
     return settings
 
 

@@ -16,6 +16,7 @@ from edgeq.errors import ModelError
 
 LARGEST = 2**40  # bytes of one tensor
 
+_NO_WIDTH = (None, ir.DataType.UNDEFINED, ir.DataType.STRING)
 _TYPED_FIELDS = {
     ir.DataType.FLOAT: "float_data",
     ir.DataType.DOUBLE: "double_data",
@@ -37,6 +38,31 @@ def check_tensors(proto: onnx.ModelProto, file: Path) -> None:
             _check_tensor(tensor, file)
 
 
+def check_shapes(model: ir.Model, title: str) -> None:
+    """Hold the shapes that a graph gives its values against any memory.
+
+    Some of ONNX's own functions end the process at dimensions below zero.
+
+    Raises:
+        ModelError: A dimension is below zero, or a value takes more than a tensor may.
+    """
+    for graph in model.graphs():
+        for value in (*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)):
+            sizes = [size for size in value.shape or () if isinstance(size, int)]
+            if any(size < 0 for size in sizes):
+                raise ModelError(f"{title}: {value.name!r} has the shape {_shape(value)}")
+            width = 8 if value.dtype in _NO_WIDTH else value.dtype.bitwidth
+            if 0 not in sizes and math.prod(sizes) * width > 8 * LARGEST:
+                raise ModelError(
+                    f"{title}: {value.name!r} of shape {_shape(value)} would take"
+                    f" {math.prod(sizes) * width // 8:,} bytes"
+                )
+
+
+def _shape(value: ir.Value) -> str:
+    return f"[{', '.join(str(size) for size in value.shape or ())}]"
+
+
 def _tensors(graph: onnx.GraphProto | onnx.FunctionProto, file: Path) -> Iterator[onnx.TensorProto]:
     if isinstance(graph, onnx.GraphProto):
         if graph.sparse_initializer:
@@ -45,6 +71,11 @@ def _tensors(graph: onnx.GraphProto | onnx.FunctionProto, file: Path) -> Iterato
         yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
+            if attribute.ref_attr_name and isinstance(graph, onnx.GraphProto):
+                raise ModelError(
+                    f"{file}: attribute {attribute.name!r} of a {node.op_type} refers to"
+                    f" {attribute.ref_attr_name!r}, but stands in no function"
+                )
             yield from (attribute.t,) if attribute.HasField("t") else ()
             yield from attribute.tensors
             for inner in (attribute.g, *attribute.graphs):
@@ -94,8 +125,13 @@ def _check_external(tensor: onnx.TensorProto, size: int, file: Path, title: str)
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     folder = Path(os.path.realpath(file.parent))
-    target = Path(os.path.realpath(folder / location))
-    if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
+    target = Path(os.path.realpath(folder / location.replace("\0", "")))
+    if (
+        not location
+        or "\0" in location
+        or Path(location).is_absolute()
+        or not target.is_relative_to(folder)
+    ):
         raise ModelError(
             f"{title}: its external data {location!r} lies outside the model's folder {folder};"
             " put the data (no link to it) beside the model"

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeq.bundle import Bundle, write_bundle
@@ -21,6 +22,8 @@ from edgeq.report import OperatorRow, Report, VerdictRow
 from edgeq.simulate import Simulator
 from edgeq.stimuli import StimulusInput, stimuli
 from edgeq.targeting import Artifact
+
+settings.register_profile("long", max_examples=3000)  # see tests/fuzzing.py
 
 TAPS = ("x_q", "conv_q", "fc_q")
 QPARAMS = QParams(UINT8, np.array(0.02, np.float32), np.array(121, np.int32))

@@ -1,6 +1,7 @@
 """Damaged and hostile models: each is one clear message, and nothing is read that must not be."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from onnx import TensorProto, numpy_helper
 
 from edgeq.errors import ModelError
 from edgeq.load import load_model
+
+Make = Callable[[Path], Path]
 
 
 def model_of(text: str, opset: int = 21, ir_version: int = 10) -> onnx.ModelProto:
@@ -128,6 +131,53 @@ def _sparse(folder: Path) -> Path:
     return save(proto, folder)
 
 
+def _changed(text: str, change: Callable[[onnx.ModelProto], object], opset: int = 21) -> Make:
+    def make(folder: Path) -> Path:
+        proto = model_of(text, opset)
+        change(proto)
+        return save(proto, folder)
+
+    return make
+
+
+def _shaped(size: int, kind: int = TensorProto.FLOAT) -> Make:
+    def change(proto: onnx.ModelProto) -> None:
+        tensor = proto.graph.input[0].type.tensor_type
+        tensor.elem_type = kind
+        tensor.shape.dim[1].dim_value = size
+
+    return _changed("g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }", change)
+
+
+def _name_nothing(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].name = ""
+
+
+def _refer(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].attribute[0].ref_attr_name = "axis"
+
+
+EXPAND = """g (float[1] x) => (float y) {
+  s = Constant <value = int64[2] {4000000, 4000000}> ()
+  e = Expand (x, s)
+  y = ReduceSum <keepdims = 0> (e)
+}"""
+SOFTMAX = "g (float[N,3] x) => (float[N,3] y) { y = Softmax <axis = 1> (x) }"
+_unnamed_output = _changed(SOFTMAX, _name_nothing)
+_reference = _changed(SOFTMAX, _refer)
+_rank = _changed(
+    "g (float[N,3] x) => (float[N,3] c) <float[3] c = {1, 2, 3}> { y = Add (x, c) }",
+    lambda proto: None,
+    11,
+)
+
+
+def _zero_byte(folder: Path) -> Path:
+    path = external(folder)
+    path.write_bytes(path.read_bytes().replace(b"model.data", b"model\0data"))
+    return path
+
+
 BAD = [
     ("no such file", lambda folder: folder / "model.onnx", "No such file"),
     ("a folder", lambda folder: folder, "Is a directory"),
@@ -146,6 +196,14 @@ BAD = [
     ("too little data", _tensor(dims=[2], raw_data=b"1234"), "must hold 8 bytes, the file has 4"),
     ("too few numbers", _tensor(dims=[3], float_data=[1.0]), "must hold 3 numbers, the file has 1"),
     ("absurd size", _tensor(dims=[2**40, 2**40], raw_data=b""), "would take"),
+    ("negative dimension", _shaped(-5), "'x' has the shape [N, -5]"),
+    ("absurd dimension", _shaped(2**45), "'x' of shape [N, 35184372088832] would take"),
+    ("absurd result", _changed(EXPAND, lambda proto: None), "'e' of shape [4000000, 4000000]"),
+    ("no type", _shaped(3, kind=0), "shapes do not fit"),
+    ("an output without a name", _unnamed_output, "not a sound ONNX model"),
+    ("an attribute of a function", _reference, "refers to 'axis', but stands in no function"),
+    ("a rank that changes", _rank, "cannot bring opset 11 to 21"),
+    ("data with a zero byte", lambda folder: _zero_byte(folder), "outside the model's folder"),
     ("negative size", _tensor(dims=[-1], raw_data=b""), "has the shape [-1]"),
     ("sparse", _sparse, "is sparse"),
     ("data outside", _outside, "outside the model's folder"),

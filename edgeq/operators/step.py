@@ -43,7 +43,7 @@ class Step:
             results = self.kernel(*arguments)
         except EdgeqError as error:
             raise type(error)(_located(self.node, error)) from None
-        except (ValueError, IndexError) as error:
+        except (ArithmeticError, IndexError, TypeError, ValueError) as error:
             raise ModelError(_located(self.node, error)) from error
         for name, result in zip(self.outputs, results, strict=False):
             if name:
