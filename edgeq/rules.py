@@ -95,7 +95,7 @@ RULES = (
         "A MatMul with constant weights and a bias is a Gemm between Reshapes.",
         "MatMul and Add run as MatMulIntegerToFloat, whose multiply-add is fused on some CPUs, or"
         " as a float Gemm, whose bits depend on the batch size.",
-        "Reshape - Gemm - Reshape, with an int32 bias.",
+        "Reshape - Gemm - Reshape with an int32 bias, or products in units and a Mul behind.",
         ALL,
         linear_checks.matmul_bias,
         "unit-products",
