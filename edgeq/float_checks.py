@@ -16,7 +16,15 @@ from edgeq.proofs import certify_unary
 from edgeq.qdq import Operand, operand
 from edgeq.rounded_exponentials import prove_rounded
 
-_SUMS = ("AveragePool", "ConvTranspose", "GlobalAveragePool", "ReduceMean", "ReduceSum", "Resize")
+_SUMS = (
+    "AveragePool",
+    "ConvTranspose",
+    "CumSum",
+    "GlobalAveragePool",
+    "ReduceMean",
+    "ReduceSum",
+    "Resize",
+)
 
 
 def off_grid_sum(node: ir.Node) -> Found:

@@ -8,7 +8,9 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from edgeq.cli import app
 from tests.conftest import tiny_float_proto, tiny_proto
 from tests.fuzzing import alter, bounded, command, limited_memory, tree
 
@@ -88,3 +90,46 @@ def test_an_altered_model(name, kind, tmp_path, monkeypatch):
         assert all(after[p] == data for p, data in before.items() if Path(p).name not in MADE)
 
     one()
+
+
+def _axis(proto: onnx.ModelProto) -> None:
+    (node,) = (n for n in proto.graph.node if n.name == "w_dq")
+    node.attribute[0].i = 7
+
+
+def _batch_of_none(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 0
+    for value in (*proto.graph.value_info, *proto.graph.output):
+        value.type.tensor_type.ClearField("shape")
+
+
+def _scalar_start(proto: onnx.ModelProto) -> None:
+    (tensor,) = (t for t in proto.graph.initializer if t.name == "first")
+    del tensor.dims[:]
+
+
+def _escape(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].op_type = "\x1b[2JRelu"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change", "says"),
+    [
+        ("quantized", "fix", _axis, None),
+        ("quantized", "lint", _axis, None),
+        ("quantized", "simulate", _axis, "axis 7 of a tensor of 4"),
+        ("float", "simulate", _batch_of_none, "a batch of 0"),
+        ("transformer", "simulate", _scalar_start, "Slice node 'f'"),
+        ("float", "inspect", _escape, "\\x1b[2JRelu"),
+    ],
+)
+def test_what_led_to_a_traceback_once(kind, name, change, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(MODELS[kind])
+    change(proto)
+    onnx.save(proto, "model.onnx")
+    np.savez("x.npz", x=np.zeros(SHAPES[kind], np.float32))
+    found = CliRunner().invoke(app, COMMANDS[name])
+    assert "unexpectedly" not in found.stderr and "\x1b" not in found.stderr
+    assert found.exit_code in (0, 1) if says is None else says in found.stderr

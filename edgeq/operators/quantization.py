@@ -25,7 +25,11 @@ def _target(zero_point: Array | None, output_dtype: int) -> QType:
 
 def _axis(scale: Array, axis: int, ndim: int) -> int | None:
     """Return the channel axis, `None` for one scale; a scale of shape (1,) is one scale too."""
-    return None if scale.size == 1 and scale.ndim < 2 else axis % ndim
+    if scale.size == 1 and scale.ndim < 2:
+        return None
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis {axis} of a tensor of {ndim} dimensions")
+    return axis % ndim
 
 
 def _blocked(parameter: Array, x: Array, axis: int, block_size: int) -> Array:
