@@ -24,6 +24,8 @@ from edgeq.passing import Context, Pass
 from edgeq.qdq import Operand, is_units, operand, result
 from edgeq.roles import ACCUMULATING
 
+_SUMS = ACCUMULATING | {"CumSum"}
+
 
 @dataclass(frozen=True)
 class UnitScales(Pass):
@@ -34,7 +36,7 @@ class UnitScales(Pass):
         editor = Editor(model.graph)
         done = 0
         for node in list(model.graph):
-            accumulates = node.op_type in ACCUMULATING and not node.domain
+            accumulates = node.op_type in _SUMS and not node.domain
             x = operand(node.inputs[0]) if accumulates else None
             if x is None or is_units(x) or x.qparams.axis is not None:
                 continue

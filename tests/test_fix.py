@@ -68,6 +68,11 @@ BROKEN: dict[str, Any] = {
               " y = QuantizeLinear(r, sy, zy)", {**BASE, "sy": f32(0.02)}, IMAGE),
         {"x": X}, 0.02,
     ),
+    "a running sum off the grid": (
+        build("xd = DequantizeLinear(x, sx, zx) r = CumSum(xd, last) y = QuantizeLinear(r, sy, zy)",
+              {**BASE, "sy": f32(9), "last": np.array(-1, np.int64)}, "uint8[40,64] x"),
+        {"x": ROWS[0, :, :].repeat(3, 0)[:40]}, 0.3,
+    ),
     "a function near a tie": (
         build("xd = DequantizeLinear(x, sx, zx) r = Tanh(xd) y = Neg(r)", BASE, IMAGE, "float y"),
         {"x": X}, 1e-6,
