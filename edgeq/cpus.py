@@ -82,8 +82,8 @@ def with_kernels(*kinds: str) -> tuple[str, ...]:
 def in_words(names: Iterable[str]) -> str:
     """Return a set of CPUs as short as it can be said.
 
-    >>> in_words(X86), in_words(ALL), in_words(["aarch64"])
-    ('every x86-64', 'every CPU', 'aarch64')
+    >>> in_words(X86), in_words(ALL), in_words(["armv7", "aarch64"])
+    ('every x86-64', 'every CPU', 'aarch64, armv7')
     """
     found = set(names)
     if found == set(ALL):
@@ -93,7 +93,8 @@ def in_words(names: Iterable[str]) -> str:
         if found >= set(family):
             words.append(word)
             found -= set(family)
-    return ", ".join([*words, *(name for name in ALL if name in found)])
+    others = sorted(found.difference(ALL))  # no kernels of theirs are written down
+    return ", ".join([*words, *(name for name in ALL if name in found), *others])
 
 
 def find_cpu(name: str) -> Cpu:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from edgeq.cli import app
+from edgeq.cpus import in_words
 from edgeq.passing import make_pass, parse_steps, pass_names
 from edgeq.recipe import load_recipe, recipe_names
+from edgeq.rules import RULES, UNPROVEN
 from edgeq.targeting import target_names
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +34,16 @@ def table(text: str, heading: str) -> list[str]:
 def test_tables_are_complete(page, heading, names):
     listed = table((ROOT / page).read_text(), heading)
     assert sorted(listed) == sorted(names()) and len(listed) >= 1
+
+
+def test_every_rule_has_its_row():
+    section = (ROOT / "docs/cpus.md").read_text().split("\n## Rules\n", 1)[1]
+    listed = re.findall(r"^\| `(.+)` \| (.+) \| (.+) \| (yes|no) \|$", section, re.MULTILINE)
+    known = [
+        (rule.id, rule.summary, in_words(rule.cpus), "yes" if rule.rewrite else "no")
+        for rule in (*RULES, UNPROVEN)
+    ]
+    assert listed == known
 
 
 def test_commands_are_complete():

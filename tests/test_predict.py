@@ -225,3 +225,4 @@ def test_cpus_have_names():
     with pytest.raises(UnknownNameError, match=r"cortex-a73.*known: x86-64-vnni"):
         find_cpu("cortex-a73")
     assert in_words(ALL) == "every CPU" and in_words(ALL[1:2]) == "x86-64-avx2"
+    assert in_words(["armv7", "aarch64"]) == "aarch64, armv7"
