@@ -29,7 +29,12 @@ from edgeq.steps import format_steps, parse_steps
 CASE = "ddpm-attn-mnist32"
 SCHEDULER = "DDIMScheduler"
 LEARNED = ("learn-scaling", "shift-channels", "round-weights", "learn-rounding", "learn-trajectory")
-TRAJECTORY = "learn-trajectory{iteration=edgeq.diffusion.iteration:ddim}"
+# Codes that round-weights chose stay, and all else moves slowly: ten times as fast, held-out
+# trajectories end farther away than before.
+TRAJECTORY = (
+    "learn-trajectory{iteration=edgeq.diffusion.iteration:ddim,iterations=60,rate=0,"
+    "scale_rate=0.0001,activation_rate=0.0002,bias_rate=0.0005}"
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,6 @@ VARIANTS: Mapping[str, Variant] = {
     "+ trajectories": Variant((SCALING, SHIFTS), (ROUNDING, TRAJECTORY)),
     "rounding alone": Variant((), (ROUNDING,)),
     "rounding, trajectories": Variant((), (ROUNDING, TRAJECTORY)),
-    "trajectories alone": Variant((), (TRAJECTORY,)),
 }
 
 
