@@ -24,7 +24,7 @@ from edgeq.bundle import standalone_check
 from edgeq.cpus import CPUS, Cpu
 
 CASES = ("kws-dscnn", "resnet20-cifar10", "vit-mnist", "ddpm-attn-mnist32")
-RUNS = {"resnet20-cifar10": 20, "ddpm-attn-mnist32": 4}  # emulation takes minutes for the others
+RUNS = {"resnet20-cifar10": 20, "vit-mnist": 20, "ddpm-attn-mnist32": 4}  # emulation is slow
 RECIPES = ("int8", "int8-power-of-two")
 
 
