@@ -8,8 +8,8 @@ layers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import overload
 
 import numpy as np
 import onnx_ir as ir
@@ -29,7 +29,7 @@ from edgeq.bit_noise import (
 from edgeq.numerics.affine import QParams
 from edgeq.passing import Context, parse_steps
 from edgeq.recipe import QuantSpec
-from edgeq.tasks import run_tasks
+from edgeq.tasks import MadeTasks, run_tasks
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -76,7 +76,8 @@ class NoiseMeter:
             trials: A layer each.
             model: The float model with other constants, where it is not as it was.
         """
-        tasks = _Tasks(trials, self._model if model is None else model, self)
+        model = self._model if model is None else model
+        tasks = MadeTasks([partial(self.task, one, model) for one in trials])
         return run_tasks(layer_noise, tasks, self._context, "measure layers")
 
     def rounded(
@@ -146,27 +147,6 @@ def _all_reads(layer: BitLayer) -> tuple[tuple[str, int], ...]:
     if layer.x is None:
         return ()
     return tuple((str(node.name), index) for node, index in layer.x.uses())
-
-
-class _Tasks(Sequence[Arrays]):
-    """A task per layer, made when it is asked for: few are in memory."""
-
-    def __init__(self, trials: Sequence[LayerTrials], model: ir.Model, meter: NoiseMeter) -> None:
-        self._trials, self._model, self._meter = trials, model, meter
-
-    def __len__(self) -> int:
-        return len(self._trials)
-
-    @overload
-    def __getitem__(self, place: int) -> Arrays: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Arrays]: ...
-
-    def __getitem__(self, place: int | slice) -> Arrays | Sequence[Arrays]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(*place.indices(len(self)))]
-        return self._meter.task(self._trials[place], self._model)
 
 
 def _as_float(feed: Arrays) -> dict[str, Array]:

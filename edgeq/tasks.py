@@ -8,7 +8,7 @@ Nothing else in edgeq knows about processes or clusters.
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,28 @@ Function = Callable[[Arrays], dict[str, Array]]
 AHEAD = 64  # tasks handed out at a time; the next is taken when one is done
 
 
+class MadeTasks(Sequence[Arrays]):
+    """Tasks that are made when they are asked for: few are in memory, however many there are."""
+
+    def __init__(self, makers: Sequence[Callable[[], Arrays]]) -> None:
+        """Take what makes each task."""
+        self._makers = makers
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    @overload
+    def __getitem__(self, place: int) -> Arrays: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Arrays]: ...
+
+    def __getitem__(self, place: int | slice) -> Arrays | Sequence[Arrays]:
+        if isinstance(place, slice):
+            return MadeTasks(self._makers[place])
+        return self._makers[place]()
+
+
 def run_tasks(
     function: Function, tasks: Sequence[Arrays], context: Context, stage: str
 ) -> list[dict[str, Array]]:
@@ -34,8 +56,7 @@ def run_tasks(
     Args:
         function: Pure, and at the top level of a module, so that another process finds it. It
             draws random numbers from a seed in its task alone.
-        tasks: Arrays of numbers or text by name, options included. A sequence that makes its items
-            when they are asked for keeps few of them in memory.
+        tasks: Arrays of numbers or text by name, options included; large ones are `MadeTasks`.
         context: Its `executor` computes (None: this process), its `checkpoint` keeps.
         stage: What the progress is called.
 

@@ -17,6 +17,7 @@ whose range is decided elsewhere, and sums in the format of `[residual]`, are le
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import onnx_ir as ir
@@ -30,7 +31,7 @@ from edgeq.numerics.affine import QParams
 from edgeq.numerics.scale import choose_qparams
 from edgeq.operators.batchwise import keeps_samples_apart
 from edgeq.passing import Context, Pass
-from edgeq.tasks import run_tasks
+from edgeq.tasks import MadeTasks, run_tasks
 
 BATCH = 16
 
@@ -69,8 +70,8 @@ class ChooseRanges(Pass):
         if not open_:
             return 0
         runs = self._runs(reference, context)
-        tasks = [_task(reference, group, tried, runs) for group, tried in open_]
-        results = run_tasks(layer_noise, tasks, context, "choose ranges")
+        makers = [partial(_task, reference, group, tried, runs) for group, tried in open_]
+        results = run_tasks(layer_noise, MadeTasks(makers), context, "choose ranges")
         before = after = 0.0
         changed = 0
         for (group, tried), result in zip(open_, results, strict=True):

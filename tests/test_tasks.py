@@ -1,6 +1,7 @@
 """Tasks: the same bytes however they are spread, and nothing that is finished is computed again."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from edgeq.checkpoint import Checkpoint, digest, kept_until_whole
 from edgeq.device import check_device
 from edgeq.errors import BundleError, DataError, EdgeqError
 from edgeq.passing import Context
-from edgeq.tasks import run_tasks
+from edgeq.tasks import MadeTasks, run_tasks
 from edgeq.workers import open_executor
 from tests.work_to_spread import broken, dying, product
 
@@ -45,6 +46,21 @@ def test_results_come_in_order_and_the_progress_is_told():
     assert [result["text"].item() for result in found] == expected
     assert told == [("learn", done, COUNT) for done in range(COUNT + 1)]
     assert run_tasks(product, [], context(), "learn") == []
+
+
+def test_a_task_is_made_when_the_one_before_is_done():
+    events = []
+
+    def make(seed):
+        events.append(f"made {seed}")
+        return {"seed": np.array(seed)}
+
+    made = MadeTasks([partial(make, seed) for seed in range(3)])
+    told = context(progress=lambda stage, done, total: events.append(f"done {done}"))
+    found = texts(run_tasks(product, made, told, "learn"))
+    assert found == texts(run_tasks(product, tasks(3), context(), "learn"))
+    assert events == ["done 0", "made 0", "done 1", "made 1", "done 2", "made 2", "done 3"]
+    assert len(made[1:]) == 2 and made[1:][0]["seed"] == 1
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
