@@ -192,14 +192,16 @@ def _with_inputs(
     """Return the model with the layer's constants, and how its codes are, as inputs."""
     model = clone(model)
     nodes = {str(node.name): node for node in model.graph}
-    for place, (name, index) in enumerate(operands):
-        if place == 0:
-            old = nodes[name].inputs[index]
-            assert old is not None
-            weight = _input(model.graph, "weight", ir.DataType.FLOAT, old.shape)
-        nodes[name].replace_input_with(index, weight)
+    held = [(nodes[name], index) for name, index in operands]
+    if held:
+        first, index = held[0]
+        old = first.inputs[index]
+        assert old is not None
+        weight = _input(model.graph, "weight", ir.DataType.FLOAT, old.shape)
+        for node, index in held:
+            node.replace_input_with(index, weight)
     if not own_bias:
-        node = nodes[next(iter(operands))[0]]
+        node, _ = held[0]
         bias = _input(model.graph, "bias", ir.DataType.FLOAT, ir.Shape(["channels"]))
         if len(node.inputs) < 3:
             node.resize_inputs(3)

@@ -25,7 +25,7 @@ from edgeq.observe import choose_range
 from edgeq.passing import Context, node_names
 from edgeq.places import places_of_value
 from edgeq.recipe import QuantSpec
-from edgeq.roles import CLIPS
+from edgeq.roles import maker_of_range
 from edgeq.statistics import Observer
 from edgeq.weight_codes import encode
 
@@ -53,9 +53,7 @@ class Noise:
 
 def activation_spec(value: ir.Value, context: Context) -> QuantSpec:
     """Return the spec of the node that makes `value`."""
-    node = value.producer()
-    if node is not None and node.op_type in CLIPS and node.inputs[0] is not None:
-        node = node.inputs[0].producer() or node
+    node = maker_of_range(value)
     if node is None:
         return context.recipe.activation
     places = places_of_value(value)

@@ -11,16 +11,13 @@ from edgeq.observe import choose_range
 from edgeq.passing import Context, node_names
 from edgeq.places import places_of_value
 from edgeq.recipe import QuantSpec
-from edgeq.roles import CLIPS
+from edgeq.roles import maker_of_range
 
 
 def group_spec(group: Group, role: str, context: Context) -> QuantSpec:
     """Return the spec of the node that makes the first value; of its reader, for a graph input."""
     value = group.values[0]
-    node = value.producer()
-    if node is not None and node.op_type in CLIPS:
-        source = node.inputs[0]
-        node = node if source is None else source.producer() or node
+    node = maker_of_range(value)
     if node is None:
         readers = consumers(value)
         if not readers:

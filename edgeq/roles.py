@@ -88,6 +88,17 @@ def behind_clips(value: ir.Value) -> ir.Value:
     return value
 
 
+def maker_of_range(value: ir.Value) -> ir.Node | None:
+    """Return the node that makes `value`; in front of a Relu or Clip, which only limits, its maker.
+
+    None for a graph input.
+    """
+    node = value.producer()
+    if node is not None and node.op_type in CLIPS and node.inputs[0] is not None:
+        node = node.inputs[0].producer() or node
+    return node
+
+
 def _clips(node: ir.Node, value: ir.Value) -> bool:
     """Whether `node` limits `value` to constants."""
     if node.op_type not in CLIPS or node.domain or node.inputs[0] is not value:
